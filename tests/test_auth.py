@@ -24,9 +24,11 @@ from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import Watermarks
 from nodestate.errors import BadEventError, ConfigError
 from nodestate.model import Report, event_from_json, parse_event
-from nodestate.model.orders import MAX_ORDER_BYTES, Answer, Build, End, decode_answer, decode_order
+from nodestate.model.orders import MAX_ORDER_BYTES, Answer, Build, End, Order, decode_answer, decode_order
 from nodestate.model.presence import Presence, decode_presence
 from nodestate.ports import Delivery
+from nodestate.ports.ids import SystemIds
+from nodestate.scheduling.orders.order_sender import OrderSender
 from nodestate.testing import ManualClock
 from tests.cell_keys import new_cell_keys, rotated, with_revoked, without_oldest, written
 from tests.machines.simulated_cell import JudgedReader, SimulatedCell
@@ -408,6 +410,34 @@ def test_an_agent_without_a_key_of_a_node_takes_its_signed_orders_in_mode_accept
     accepting.check_order(decode_order(order), order)
     assert accepting.orders.unsigned == 1
     assert refusal(lambda: warning.check_order(decode_order(order), order)) == "bad-signature"
+
+
+class FixedCourier:
+    """A courier that returns the given answers, once."""
+
+    reply_to = "box"
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self._answers = list(answers)
+
+    def send(self, orders: Sequence[Order], expires_s: float) -> None:
+        """Do nothing."""
+
+    def answers(self, timeout_s: float) -> list[Answer]:
+        del timeout_s
+        answers, self._answers = self._answers, []
+        return answers
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def test_an_answer_counts_only_if_it_comes_from_the_node_of_its_order() -> None:
+    """In every mode, also without keys."""
+    forged, honest = (Answer(id="order-1", node=node, instance="vm-1") for node in ("n2", "n1"))
+    sender = OrderSender(FixedCourier([forged, honest]), ManualClock(), SystemIds(), 5.0)
+    sender.send([build("n1")])
+    assert sender.answers(0.0) == [honest]
 
 
 # -- files of keys --------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import structlog
 from nodestate.auth.keys import CellKeys, Keys, NodeKeys, SigningKey, require_valid_keys
 from nodestate.errors import ConfigError
 from nodestate.ports import Clock
+from nodestate.setting_files import require_secret
 
 REREAD_S: Final = 5.0
 """Seconds within which a process reads a changed file again. A revoked key is refused within this time."""
@@ -31,7 +32,7 @@ def read_keys(path: str, cell: str) -> Keys:
     """
     try:
         with Path(path).open("rb") as file:
-            _require_private(path, os.fstat(file.fileno()))
+            require_secret(os.fstat(file.fileno()), path, "setting keys_file")
             keys: Keys = _decode(file.read(MAX_FILE_BYTES))
         require_valid_keys(keys)
     except OSError as error:
@@ -189,15 +190,3 @@ class Keyring:
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _require_private(path: str, found: os.stat_result) -> None:
-    """Raise ``ConfigError`` if other users can read or change a file of keys.
-
-    A file of root may be readable by one group: so a service that does not run as root reads it.
-    """
-    allowed = 0o740 if found.st_uid == 0 else 0o700
-    if found.st_uid not in (0, os.geteuid()):
-        raise ConfigError(f"keys_file {path} belongs to another user; run: chown {os.geteuid()} {path}")
-    if stat.S_IMODE(found.st_mode) & ~allowed:
-        raise ConfigError(f"keys_file {path} can be read or changed by other users; run: chmod 600 {path}")

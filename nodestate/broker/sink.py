@@ -143,6 +143,11 @@ class KombuSink:
         self._resyncs, self._order_bodies, self._order_bytes = [], [], 0
         self._sessions.close()
 
+    @property
+    def unsigned_orders(self) -> int:
+        """Number of orders that were taken without a valid signature, in the modes accept and warn."""
+        return self._auth.orders.unsigned
+
     # -- ports.AgentInbox
 
     def answer_census(self, queue: str, body: bytes) -> None:

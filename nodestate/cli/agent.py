@@ -96,7 +96,12 @@ def command(
     finally:
         sink.close()
     if run.as_json:
-        counts = {**asdict(agent.stats), "lost_log_lines": lost_log_lines()}
+        counts = {
+            **asdict(agent.stats),
+            "unsigned_orders": sink.unsigned_orders,
+            "refused_messages": sink.bad_orders,
+            "lost_log_lines": lost_log_lines(),
+        }
         run.print_json({"source": source, "nodes": len(agent.publishers), **counts})
     else:
         stats = agent.stats
