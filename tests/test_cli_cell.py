@@ -382,6 +382,33 @@ def test_an_agent_carries_out_orders_and_knows_them_after_kill_9(
     assert (stats["admitted"], stats["refused"], stats["ended"]) == (0, 0, 1)
 
 
+@pytest.mark.thorough
+def test_a_cell_that_requires_signatures_runs_and_refuses_all_that_have_no_key(cell_run: ProcessCell) -> None:
+    """Consumer, agent, scheduler and doctor with keys; an intruder without them. Parts: tests/test_auth.py."""
+    honest, intruder = cell_run._env, dict(cell_run._env)
+    honest |= {"NODESTATE_AUTH_EVENTS": "require", "NODESTATE_AUTH_ORDERS": "require", "NODESTATE_KEYS_FILE": "keys"}
+    cell_run.run("key", "init")
+    cell_run.run("key", "node", "n-0000", "n-0001", "--out", "node.keys")
+    member = cell_run.start("consume", "--json")
+    honest["NODESTATE_KEYS_FILE"] = "node.keys"
+    agent = cell_run.start("agent", "--source", "simulated", "--nodes", "2", "--rate", "5", "--prefix", "n-", "--json")
+    honest["NODESTATE_KEYS_FILE"] = "keys"
+    eventually(lambda: set(cell_run.states("snapshot")) == {"n-0000", "n-0001"})
+    cell_run.run("boot", "--resources", "VCPU=1")
+    cell_run._env = intruder
+    cell_run.run("publish", "-", stdin=json.dumps({**GOOD, "state": {}}).encode())
+    cell_run.run("boot", "--resources", "VCPU=1", code=1)
+    cell_run._env = honest
+    findings = cell_run.ask("doctor")["findings"]
+    assert [one["level"] for one in findings if one["about"] == "signatures"] == ["OK"]
+    assert ["1 unsigned" in one["says"] for one in findings if one["about"] == "dead letters"] == [True]
+    assert set(cell_run.states("snapshot")) == {"n-0000", "n-0001"}
+    counts = end(agent)
+    assert (counts["admitted"], counts["unsigned_orders"]) == (1, 0)
+    assert counts["refused_messages"] > 0
+    assert end(member)["dead_letters"] == {"unsigned": 1}
+
+
 def test_doctor_reports_events_in_queues_without_a_reader(
     cell_run: ProcessCell, cell: str, rabbit: RabbitServer
 ) -> None:
