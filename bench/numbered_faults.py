@@ -27,6 +27,7 @@ from nodestate.broker import KombuResyncSender, queue_depths
 from nodestate.broker.topology import DEAD_KEY
 from nodestate.errors import BrokerUnavailableError
 from nodestate.ports import Resync
+from nodestate.text import count_text
 
 MANY: Final = 2_500
 """Messages that can't be decoded, more than a consumer holds without an ack (``prefetch``)."""
@@ -269,7 +270,7 @@ NUMBERED_FAULTS: Final = (
     *(
         NumberedFault(
             "V2",
-            f"dead-letter queue {'full' if full else 'deleted'}, {count:,} bad message{'s' if count > 1 else ''}",
+            f"dead-letter queue {'full' if full else 'deleted'}, {count_text(count, 'bad message')}",
             partial(break_dead_letters, full=full, count=count),
             brief=count == 1 and not full,
         )

@@ -160,7 +160,7 @@ class TestSelect:
         assert best["weighers"]["cpu"] == 0.875
         assert best["weight"] == pytest.approx(sum(best["weighers"].values()), abs=0.001)
         told = site.run("select", "-", "--explain", stdin=wanted("select", zone="az1")).stdout
-        assert f"{3 * len(PLACES)} nodes, 1 pass all filters" in told
+        assert f"{3 * len(PLACES)} nodes, 1 passes all filters" in told
         assert "0.875" in told
 
     def test_select_refuses_a_view_that_is_too_old(self, site: ThreadedCell) -> None:
@@ -214,7 +214,7 @@ class TestBoot:
         answer = site.ask("boot", "-", "--timeout", "0.2", stdin=request, code=1)
         assert answer == {"instances": [], "under_way": ["u-1"]}
         told = site.run("boot", "-", "--timeout", "0.2", stdin={**request, "instances": ["u-2"]}, code=1).stdout
-        assert told.startswith("1 instances have no outcome yet, for example u-2: agents may still build them")
+        assert told.startswith("1 instance has no outcome yet, for example u-2: agents may still build them")
 
 
 @pytest.fixture

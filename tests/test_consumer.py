@@ -673,7 +673,7 @@ def test_a_partition_full_of_refused_messages_stops_alone(two_designs: Simulated
     statuses = [head_status(run_one(store, read_head(keys.prefix(CELL, 2, p, "s"), None))) for p in (0, 1)]
     design = DesignStatus("snapshot", view, 0.0, statuses)
     [finding] = [one for one in examine_design(world.config, design) if "refused" in one.says]
-    assert finding.says.startswith("20 refused messages, for example of partition 0, wait")
+    assert finding.says.startswith("20 refused messages wait, for example in partition 0: ")
     assert f"nodestate.{CELL}.dead is full" in finding.advice
     world.broker.dead_letter_limit = None
     assert world.converge() < 10

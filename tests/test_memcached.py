@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from harness.servers import MemcachedServer
 from harness.waiting import PATIENCE_S
-from nodestate.cli.doctor.store_checks import write_probe
+from nodestate.cli.doctor.findings import OK, WARN
+from nodestate.cli.doctor.store_checks import start_finding, write_probe
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
 from nodestate.ports import Item, Put, Write, WriteResult, WriteStatus
 from nodestate.store import keys
@@ -404,6 +405,18 @@ def test_the_doctor_sees_that_a_full_server_takes_no_writes() -> None:
     empty = MemoryServer()
     assert write_probe(MemoryStore(empty), "cell1")
     assert MemoryStore(empty).fetch([keys.probe("cell1")]) == {}
+
+
+def test_the_doctor_warns_of_a_server_that_has_just_started_only_if_the_cell_is_older() -> None:
+    """Regression: a newcomer, who starts memcached with the cell, was warned of a restart."""
+    new = [start_finding("store m", 14, changed_at, 1_000.0) for changed_at in (0, 985, 999)]
+    assert {finding.level for finding in new} == {OK}
+    assert {finding.advice for finding in new} == {""}
+    assert new[0].says.startswith("it started 14 s ago with nothing in it, as in a new cell; ")
+    restarted = start_finding("store m", 14, 400, 1_000.0)
+    assert restarted.level == WARN
+    assert restarted.says.endswith("and the cell is older: its control record was last changed 10 min ago")
+    assert "look for its cause in memcached's log" in restarted.advice
 
 
 def test_unused_and_unconnected_stores_hold_no_socket(recwarn: Any) -> None:

@@ -18,6 +18,17 @@ def test_a_count_has_the_noun_in_its_number() -> None:
     assert [count_text(count, "queue has", "queues have") for count in (1, 2)] == ["1 queue has", "2 queues have"]
 
 
+def test_no_message_has_a_count_beside_a_noun_that_is_always_plural() -> None:
+    """Regression: "1 partitions", "1 nodes", "1 messages". ``count_text`` gives the noun in its number."""
+    nouns = (
+        "partitions|nodes|messages|queues|instances|events|agents|members|consumers|items|letters|differences|reports|"
+        "changes|heartbeats|orders|log lines|connections|publishes|dead letters|commits|takeovers"
+    )
+    fixed = re.compile(rf"\{{[^{{}}]*\}} (?:more )?(?:{nouns})\b(?!/s)")
+    found = [f"{path.name}: {text}" for path in SOURCES for text in fixed.findall(path.read_text())]
+    assert found == []
+
+
 def test_an_infinite_age_is_said_in_words() -> None:
     assert [age_text(3.21), age_text(float("inf"))] == ["3.2 s old", "never confirmed"]
 

@@ -40,6 +40,7 @@ from nodestate.model import MAX_ALLOCATIONS_COUNT, NEVER, Inventory
 from nodestate.model.group_policy import group_policy_of
 from nodestate.model.orders import MAX_DETAIL_CHARS, Answer, Build, End, Order, Refusal
 from nodestate.ports import Clock
+from nodestate.text import count_text
 
 KEPT_REFUSALS_COUNT: Final = 8
 """Most refusals that a node's state lists. Older refusals are removed from the state."""
@@ -160,7 +161,8 @@ def _group_forbids(order: Build, node: NodeResources) -> Rejection | None:
     if policy.policy != "anti-affinity" or len(members) < limit:
         return None
     return Rejection(
-        "group", f"the node has {len(members)} members of group {order.group}, and the group allows {limit}"
+        "group",
+        f"the node has {count_text(len(members), 'member')} of group {order.group}, and the group allows {limit}",
     )
 
 

@@ -20,6 +20,7 @@ from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.shutdown import stop_on_signals
 from nodestate.cli.streams import lost_log_lines, lost_log_lines_text
 from nodestate.ports import SystemClock
+from nodestate.text import count_text
 
 
 @cell_command(
@@ -106,7 +107,8 @@ def command(
     else:
         stats = agent.stats
         run.out.print(
-            f"{len(agent.publishers):,} nodes: {stats.reports:,} reports, {stats.changes:,} changes, "
-            f"{stats.heartbeats:,} heartbeats; {stats.admitted:,} admitted, {stats.refused:,} refused, "
+            f"{count_text(len(agent.publishers), 'node')}: {count_text(stats.reports, 'report')}, "
+            f"{count_text(stats.changes, 'change')}, {count_text(stats.heartbeats, 'heartbeat')}; "
+            f"{stats.admitted:,} admitted, {stats.refused:,} refused, "
             f"{stats.ended:,} ended" + lost_log_lines_text()
         )

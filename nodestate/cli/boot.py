@@ -27,6 +27,7 @@ from nodestate.cli.scheduling import (
     wait_until_shown,
 )
 from nodestate.scheduling import Booted, BootOutcome, Explanation
+from nodestate.text import count_text
 
 
 @cell_command(
@@ -107,7 +108,8 @@ def _print_result(
             print_explanation(run, explanation)
         print_outcomes(run, outcomes, explanation)
         if under_way:
-            some = f"{len(under_way):,} instances have no outcome yet, for example {under_way[0]}"
+            instances = count_text(len(under_way), "instance has", "instances have")
+            some = f"{instances} no outcome yet, for example {under_way[0]}"
             run.out.print(
                 f"{some}: agents may still build them; 'nodestate view' shows whether they did",
                 markup=False,

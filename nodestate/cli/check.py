@@ -28,7 +28,7 @@ from nodestate.designs.comparison import (
 from nodestate.errors import NodestateError
 from nodestate.model import Version
 from nodestate.ports import Resync
-from nodestate.text import age_text
+from nodestate.text import age_text, count_text
 from nodestate.view.view import View
 
 AGENTS: Final = "agents"
@@ -200,13 +200,14 @@ def as_json(verdict: Verdict) -> dict[str, object]:
 def show(run: Run, verdict: Verdict) -> None:
     """Print a verdict for people."""
     for name, view in verdict.views.items():
-        run.out.print(f"{name}: {len(view.nodes):,} nodes, {age_text(view.age)}, {len(view.incomplete):,} incomplete")
+        nodes = count_text(len(view.nodes), "node")
+        run.out.print(f"{name}: {nodes}, {age_text(view.age)}, {len(view.incomplete):,} incomplete")
         unreadable = verdict.unreadable[name]
         if unreadable:
             number, why = next(iter(unreadable.items()))
             run.out.print(
-                f"  [red]{len(unreadable)} partitions can't be read[/], for example {number}: {why}; run 'nodestate "
-                f"doctor'"
+                f"  [red]{count_text(len(unreadable), 'partition')} can't be read[/], for example {number}: {why}; "
+                "run 'nodestate doctor'"
             )
         if view.incomplete:
             run.out.print(f"  incomplete: {_names(sorted(view.incomplete))}", markup=False)
@@ -216,13 +217,14 @@ def show(run: Run, verdict: Verdict) -> None:
             run.out.print(f"{comparison.left} and {comparison.right}: [green]no difference[/]{readable}")
             continue
         run.out.print(
-            f"{comparison.right}, compared with {comparison.left}: [red]{len(comparison.suspects):,} differences[/]"
+            f"{comparison.right}, compared with {comparison.left}: "
+            f"[red]{count_text(len(comparison.suspects), 'difference')}[/]"
         )
         for kind, names in by_kind(comparison.suspects, _kinds(comparison)).items():
             if names:
                 run.out.print(f"  {kind}: {len(names):,}: {_names(names)}", markup=False)
     if verdict.census:
-        run.out.print(f"{len(verdict.census):,} agents answered")
+        run.out.print(f"{count_text(len(verdict.census), 'agent')} answered")
 
 
 def _kinds(comparison: PairComparison) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from nodestate.designs.connections import configured, open_stores
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError
 from nodestate.masking import safe_url
 from nodestate.ports import SystemClock
+from nodestate.text import count_text
 
 
 class MemberNumber(click.ParamType[tuple[int, int]]):
@@ -95,9 +96,9 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
     else:
         stats = consumer.stats
         run.out.print(
-            f"{stats.received:,} received, {stats.acked:,} acked, {stats.commits:,} commits, "
-            f"{stats.takeovers:,} takeovers, {sum(stats.counts.dead_letters.values()):,} dead letters"
-            + lost_log_lines_text()
+            f"{stats.received:,} received, {stats.acked:,} acked, {count_text(stats.commits, 'commit')}, "
+            f"{count_text(stats.takeovers, 'takeover')}, "
+            f"{count_text(sum(stats.counts.dead_letters.values()), 'dead letter')}" + lost_log_lines_text()
         )
     _require_reached(config, consumer)
 

@@ -16,7 +16,7 @@ from nodestate.designs.connections import configured
 from nodestate.designs.control import Control, cut_over, prepared, require_named, retired, rolled_back
 from nodestate.designs.stored_design import display_names, parse_stored_design
 from nodestate.errors import ConfigError
-from nodestate.text import age_text
+from nodestate.text import age_text, count_text
 
 
 @click.group("design", epilog="\b\nExample:\n  nodestate design status")
@@ -40,7 +40,7 @@ def _print_result(run: Run, control: Control, *, done: str, **more: object) -> N
     else:
         run.out.print(
             f"{done} [dim](record {control.version}: writes {', '.join(writes)}; reads {reads}, "
-            f"{partitions} partitions)[/]",
+            f"{count_text(partitions, 'partition')})[/]",
             soft_wrap=True,
         )
 
@@ -104,8 +104,8 @@ def status(run: Run) -> None:
             return
         run.out.print(f"record {control.version}, by {control.said_by}; reads [bold]{names[control.reads]}[/]")
         for design, one in statuses.items():
-            state = f"{len(switch.complete_partitions(one))} of {design.partitions} partitions complete"
-            run.out.print(f"  {one.name}: {len(one.view.nodes):,} nodes, {age_text(one.view.age)}, {state}")
+            state = f"{len(switch.complete_partitions(one))} of {count_text(design.partitions, 'partition')} complete"
+            run.out.print(f"  {one.name}: {count_text(len(one.view.nodes), 'node')}, {age_text(one.view.age)}, {state}")
         for copy in found:
             has = str(copy.error) if copy.error else f"version {copy.control.version}" if copy.control else "none"
             run.out.print(f"  copy at {copy.store.name}: {has}", markup=False)
@@ -144,7 +144,7 @@ def prepare(run: Run, name: str, timeout: float) -> None:
         _print_result(
             run,
             control,
-            done=f"consumers write {control.names[design]}, which is complete: {nodes:,} nodes",
+            done=f"consumers write {control.names[design]}, which is complete: {count_text(nodes, 'node')}",
             nodes=nodes,
         )
 

@@ -28,6 +28,7 @@ from nodestate.designs.stored_design import StoredDesign, parse_stored_design
 from nodestate.errors import ConfigError, ControlLostError, DesignStepError
 from nodestate.ports import SystemClock
 from nodestate.store.liveness import fresh_s
+from nodestate.text import count_text
 
 RETRY_INTERVAL_S: Final = 0.1
 """Time between two looks at a condition that a command waits for."""
@@ -172,8 +173,9 @@ class DesignSwitch:
                         missing = sorted(set(range(design.partitions)) - set(complete))
                         reason = status.view.partitions[missing[0]].lost or "its owner does not know all nodes yet"
                         raise DesignIncompleteError(
-                            f"{design} is not complete in {len(missing)} of {design.partitions} partitions after "
-                            f"{timeout:g} s, for example {missing[0]}: {reason}",
+                            f"{design} is not complete in {len(missing)} of "
+                            f"{count_text(design.partitions, 'partition')} after {timeout:g} s, "
+                            f"for example {missing[0]}: {reason}",
                             "nodestate doctor, then the same command again",
                         )
                     time.sleep(RETRY_INTERVAL_S)
@@ -206,12 +208,12 @@ class DesignSwitch:
             timeout: Seconds to wait for consumers and for the stores.
         """
         deadline = time.monotonic() + timeout
-        with self._bar(f"waiting until consumers leave the queues of {partitions} partitions", None):
+        with self._bar(f"waiting until consumers leave the queues of {count_text(partitions, 'partition')}", None):
             while not self._delete_queues(partitions):
                 if time.monotonic() > deadline:
                     raise LayoutInUseError(
-                        f"retired, but after {timeout:g} s consumers still read the queues of {partitions} "
-                        "partitions, so the queues were not deleted",
+                        f"retired, but after {timeout:g} s consumers still read the queues of "
+                        f"{count_text(partitions, 'partition')}, so the queues were not deleted",
                         "nodestate doctor, then the same command again",
                     )
                 time.sleep(RETRY_INTERVAL_S)
@@ -243,7 +245,7 @@ class DesignSwitch:
         naming the layout until its state is removed.
         """
         config = msgspec.structs.replace(self.config, partitions=partitions)
-        with self._bar(f"removing the stored state of {partitions} partitions", None):
+        with self._bar(f"removing the stored state of {count_text(partitions, 'partition')}", None):
             while self.record()[0].has_retired(partitions) and (
                 left := remove_layout_epochs(config, self._stores, "", SystemClock())
             ):

@@ -12,6 +12,7 @@ from nodestate.cli.inspection import read_control
 from nodestate.config import Config
 from nodestate.errors import NotFoundError
 from nodestate.ports import Resync
+from nodestate.text import count_text
 
 
 @cell_command("resync", example="nodestate resync --node compute-0001 --node compute-0002")
@@ -58,7 +59,7 @@ def command(run: Run, nodes: tuple[str, ...], numbers: tuple[int, ...], everythi
     if run.as_json:
         run.print_json({"nodes": nodes, "partitions": numbers, "all": everything, "jitter": spread_s})
     else:
-        whom = f"{len(nodes)} nodes" if nodes else f"partitions {list(numbers)}" if numbers else "all nodes"
+        whom = count_text(len(nodes), "node") if nodes else f"partitions {list(numbers)}" if numbers else "all nodes"
         run.out.print(f"asked {whom} to report within {spread_s:g} s", markup=False)
 
 

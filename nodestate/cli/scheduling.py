@@ -33,6 +33,7 @@ from nodestate.scheduling import (
     parse,
 )
 from nodestate.scheduling.fleet_refresh import HEARTBEATS_COUNT
+from nodestate.text import count_text
 
 T = TypeVar("T")
 
@@ -265,7 +266,7 @@ def wait_until_shown(run: Run, scheduler: Scheduler, outcomes: Iterable[BootOutc
         ]
         now = time.monotonic()
         if booted and now > deadline:
-            some = f"{len(booted):,} instances, for example {booted[0].instance} on {booted[0].node}"
+            some = f"{count_text(len(booted), 'instance')}, for example {booted[0].instance} on {booted[0].node}"
             run.err.print(f"nodestate: done, but no view shows {some}; run 'nodestate doctor'", markup=False)
             return
         if old and now > repeat_at:
@@ -358,10 +359,8 @@ def print_no_host(run: Run, why: NoHostFound, *, whose: str = "", printed: Seque
 
 def print_explanation(run: Run, explanation: Explanation) -> None:
     """Print the filters that removed nodes, and the best nodes with the weight of each weigher."""
-    all_nodes = explanation.remaining[0].nodes
-    run.out.print(
-        f"{all_nodes:,} node{'' if all_nodes == 1 else 's'}, {explanation.remaining[-1].nodes:,} pass all filters"
-    )
+    first, last = explanation.remaining[0].nodes, explanation.remaining[-1].nodes
+    run.out.print(f"{count_text(first, 'node')}, {count_text(last, 'passes', 'pass')} all filters")
     print_filters(run, explanation.remaining)
     if explanation.refused:
         shown = [f"{one.node} ({one.reason} {one.age_s:.0f} s ago)" for one in explanation.refused[:SHOWN_COUNT]]

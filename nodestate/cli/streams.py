@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 import click
 
 from nodestate.errors import NodestateError
+from nodestate.text import count_text
 
 STDIN: Final = 0
 STDOUT: Final = 1
@@ -134,7 +135,7 @@ def lost_log_lines() -> int:
 
 def lost_log_lines_text() -> str:
     """Return the end of a summary: the number of lost lines, empty if there are none."""
-    return f"; {_stderr.lost:,} log lines could not be written to stderr" if _stderr.lost else ""
+    return f"; {count_text(_stderr.lost, 'log line')} could not be written to stderr" if _stderr.lost else ""
 
 
 def set_up_streams() -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.inspection import CellInspector, DesignStatus, HeadStatus, selected_designs
 from nodestate.cli.shutdown import stop_on_signals
+from nodestate.text import count_text
 
 
 @cell_command("top", example="nodestate top --once")
@@ -127,7 +128,7 @@ def _summary(status: DesignStatus) -> Text:
     view = status.view
     return Text.assemble(
         (f"{status.name:<9}", "bold"),
-        f"{len(view.nodes):,} nodes, ",
+        f"{count_text(len(view.nodes), 'node')}, ",
         _duration(view.age, 5.0),
         " old, ",
         (f"{len(view.incomplete):,} incomplete", "yellow" if view.incomplete else "green"),

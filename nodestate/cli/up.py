@@ -24,6 +24,7 @@ from nodestate.cli.shutdown import StopRequest, stop_on_signals
 from nodestate.cli.up_screen import SHOWN_CLASSES, CellSample, DesignSample, as_line, as_panel
 from nodestate.config import Config
 from nodestate.designs.stored_design import StoredDesign
+from nodestate.text import count_text
 from nodestate.view.view import View
 
 READ_INTERVAL_S: Final = 0.1
@@ -238,12 +239,14 @@ def _print_summary(
 ) -> None:
     cell = sampler.cell
     run.out.print(
-        f"\n{sample.elapsed_s:.1f} s: {cell.published:,} events of {sample.nodes:,} nodes published, {cell.applied:,} "
-        f"applied ({sample.applied / sample.elapsed_s:,.0f}/s), {sample.dead_letters:,} dead letters"
+        f"\n{sample.elapsed_s:.1f} s: {count_text(cell.published, 'event')} of {count_text(sample.nodes, 'node')} "
+        f"published, {cell.applied:,} applied ({sample.applied / sample.elapsed_s:,.0f}/s), "
+        f"{count_text(sample.dead_letters, 'dead letter')}"
     )
     for view, seen in zip(verdict.views.values(), sample.designs, strict=True):
         run.out.print(
-            f"{view.design:<9} {len(view.nodes):,} nodes, refreshed in {seen.refresh_p50_s * 1000:.2f} ms (p50)"
+            f"{view.design:<9} {count_text(len(view.nodes), 'node')}, "
+            f"refreshed in {seen.refresh_p50_s * 1000:.2f} ms (p50)"
         )
     if agree:
         designs = " and ".join(verdict.views)
@@ -253,7 +256,7 @@ def _print_summary(
     check.show(run, verdict)
     for design, names in missing.items():
         if names:
-            run.out.print(f"{design} lacks {len(names):,} nodes, for example {names[0]}", markup=False)
+            run.out.print(f"{design} lacks {count_text(len(names), 'node')}, for example {names[0]}", markup=False)
 
 
 def _as_json(

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.config import Config
-from nodestate.text import age_text
+from nodestate.text import age_text, count_text
 
 PANEL_WIDTH_CHARS: Final = 100
 BAR_WIDTH_CHARS: Final = 36
@@ -84,7 +84,7 @@ class CellSample:
 def as_line(sample: CellSample) -> str:
     """Return a sample as one line of text."""
     designs = (
-        f"{one.design}: {one.nodes:,} nodes, {age_text(one.age_s)}, lag {one.lag:,}, "
+        f"{one.design}: {count_text(one.nodes, 'node')}, {age_text(one.age_s)}, lag {one.lag:,}, "
         f"refresh {one.refresh_p50_s * 1000:.2f} ms, {one.stale:,} stale, {one.incomplete:,} incomplete"
         for one in sample.designs
     )
@@ -111,8 +111,8 @@ def _facts(sample: CellSample) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", width=9)
     table.add_column()
-    table.add_row("fleet", f"{sample.nodes:,} nodes: {sample.nodes - 1:,} simulated, and this host")
-    dead = f", [red]{sample.dead_letters:,} dead letters[/]" if sample.dead_letters else ""
+    table.add_row("fleet", f"{count_text(sample.nodes, 'node')}: {sample.nodes - 1:,} simulated, and this host")
+    dead = f", [red]{count_text(sample.dead_letters, 'dead letter')}[/]" if sample.dead_letters else ""
     table.add_row(
         "events",
         f"[cyan]{sample.events_per_s:,.0f}/s[/], {sample.published:,} published, {sample.applied:,} applied{dead}",
@@ -120,7 +120,7 @@ def _facts(sample: CellSample) -> Table:
     partitions = sample.config.partitions
     complete = min((one.complete for one in sample.designs), default=0)
     known = "all complete" if complete == partitions else f"{complete} complete, the others wait for reports of nodes"
-    table.add_row("consumer", f"owns {sample.owned} of {partitions} partitions, {known}")
+    table.add_row("consumer", f"owns {sample.owned} of {count_text(partitions, 'partition')}, {known}")
     metrics = ", ".join(f"{name} {value:g}" for name, value in sorted(sample.host_metrics.items()))
     table.add_row(
         "this host", Text(f"{sample.host}: {metrics or 'no report so far'}", overflow="ellipsis", no_wrap=True)

@@ -20,7 +20,7 @@ from nodestate.cli.inspection import selected_designs
 from nodestate.designs.reader import OnStale, Reader
 from nodestate.errors import CorruptItemError, NodestateError, StaleViewError
 from nodestate.model import NodeRecord
-from nodestate.text import age_text
+from nodestate.text import age_text, count_text
 from nodestate.view.view import View
 
 _STATUS_STYLE = {"up": "green", "draining": "yellow", "maintenance": "yellow", "down": "red"}
@@ -170,8 +170,8 @@ def _require_read(run: Run, view: View, *, or_refuse: bool) -> None:
     if not unread:
         return
     what = (
-        f"{len(unread)} of {len(view.partitions)} partitions can't be read, for example {unread[0].partition}: "
-        f"{unread[0].lost}"
+        f"{len(unread)} of {count_text(len(view.partitions), 'partition')} can't be read, "
+        f"for example {unread[0].partition}: {unread[0].lost}"
     )
     if or_refuse and all(partition.table is None for partition in view.partitions):
         raise NothingReadError(f"{what}; run 'nodestate doctor'")
@@ -282,7 +282,7 @@ def _print(run: Run, view: View, limit: int, late: str) -> None:
     if len(shown) < len(names):
         run.out.print(f"… and {len(names) - len(shown):,} more (--limit 0 shows all)")
     run.out.print(
-        f"{view.design}: {len(names):,} node{'' if len(names) == 1 else 's'}, {age_text(view.age)}, "
+        f"{view.design}: {count_text(len(names), 'node')}, {age_text(view.age)}, "
         f"{len(view.stale):,} stale, {len(view.incomplete):,} incomplete"
     )
     if late:

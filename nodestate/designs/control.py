@@ -39,6 +39,7 @@ from nodestate.errors import DesignStepError
 from nodestate.model import MAX_CLOCK_AHEAD_S
 from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.store.wire import Codec
+from nodestate.text import count_text
 
 MAX_VERSION: Final = 2**53
 MAX_DESIGNS_COUNT: Final = 64
@@ -87,7 +88,9 @@ def _require_consistent(control: Control) -> None:
     named = (*control.writes, control.reads, *((control.former,) if control.former else ()), *control.leaving)
     for stored in named:
         if not 1 <= stored.partitions <= BUCKETS_COUNT:
-            raise ValueError(f"a layout of {stored.partitions} partitions: there are 1 to {BUCKETS_COUNT}")
+            raise ValueError(
+                f"a layout of {count_text(stored.partitions, 'partition')}: there are 1 to {BUCKETS_COUNT}"
+            )
     if control.reads not in control.writes:
         raise ValueError("readers read a design that consumers do not write")
     if len(set(control.writes)) != len(control.writes):

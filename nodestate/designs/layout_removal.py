@@ -18,6 +18,7 @@ from nodestate.store.epoch_removal import remove_epoch
 from nodestate.store.liveness import fresh_s
 from nodestate.store.ownership import PartitionTarget
 from nodestate.store.round_trips import Stores, run
+from nodestate.text import count_text
 
 
 def delete_queues(partitions: int, control: Control, delete: Callable[[int], bool]) -> bool:
@@ -38,7 +39,8 @@ def delete_queues(partitions: int, control: Control, delete: Callable[[int], boo
     """
     if partitions in control.layouts:
         raise DesignStepError(
-            f"record {control.version}, by {control.said_by}, writes a layout of {partitions} partitions again",
+            f"record {control.version}, by {control.said_by}, writes a layout of "
+            f"{count_text(partitions, 'partition')} again",
             "nodestate design status",
         )
     return not control.has_retired(partitions) or delete(partitions)

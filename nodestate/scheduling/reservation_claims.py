@@ -15,6 +15,7 @@ from nodestate.errors import NodestateError, NotFoundError
 from nodestate.ports import WriteStatus
 from nodestate.scheduling.claims import Claim, Placing, claims_by_reservation
 from nodestate.scheduling.session import Session
+from nodestate.text import count_text
 
 MAX_KEEP_TRIES_COUNT: Final = 8
 """Maximum number of times that claims are written again because other schedulers changed the same records first."""
@@ -103,7 +104,7 @@ class ReservationClaims:
         if not allow_part and (len(claims) < claims[0][1].members or not all(claim.kept for _, claim in claims)):
             raise NotFoundError(
                 "reservation",
-                f"{reservation} is not whole: {len(claims)} of {claims[0][1].members} members are held",
+                f"{reservation} is not whole: {len(claims)} of {count_text(claims[0][1].members, 'member')} are held",
             )
         return [Placing.from_claim(node, claim, session.config.claim_ttl_s) for node, claim in claims]
 

@@ -18,6 +18,7 @@ from nodestate.ports import (
     Write,
     WriteResult,
 )
+from nodestate.text import count_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class FaultyStore:
         self.inner.write(writes[:done])
         if fault.late and done < len(writes):
             self.late.append(tuple(writes[done:]))
-        raise StoreUnavailableError(self.name, f"made to fail: {done} of {len(writes)} writes done")
+        raise StoreUnavailableError(self.name, f"made to fail: {done} of {count_text(len(writes), 'write')} done")
 
     def server_time(self) -> float:
         """The inner store's clock."""

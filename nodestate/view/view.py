@@ -13,7 +13,7 @@ import numpy as np
 from nodestate.model import NodeRecord, Version
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Clock
-from nodestate.text import age_text
+from nodestate.text import age_text, count_text
 from nodestate.view.columns import Columns, ColumnStore
 from nodestate.view.follower import PartitionState
 
@@ -119,7 +119,7 @@ class Nodes(Mapping[str, Node]):
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} nodes>"
+        return f"<{count_text(len(self), 'node')}>"
 
 
 class View:
@@ -194,7 +194,8 @@ class View:
 
     def __repr__(self) -> str:
         return (
-            f"<View of {self.design}: {len(self.nodes)} nodes, {age_text(self.age)}, {len(self.incomplete)} incomplete>"
+            f"<View of {self.design}: {count_text(len(self.nodes), 'node')}, {age_text(self.age)}, "
+            f"{len(self.incomplete)} incomplete>"
         )
 
 

@@ -179,7 +179,7 @@ def test_doctor_names_nodes_whose_clocks_are_ahead_and_nodes_that_call_orders_ex
     booted = boot(one.scheduler, "a")
     cell.run_for(1.0)
     ahead, expired = examine_clocks(one.scheduler.refresh(), cell.clock.time())
-    assert ahead.says.startswith("the clocks of 1 nodes are ahead of this machine's, ")
+    assert ahead.says.startswith("1 node has a clock ahead of this machine's, ")
     assert expired.says == f"1 of 2 nodes refused orders as expired, for example {booted.node}"
     cell.run_for(EXPIRED_S + 20.0)
     assert list(examine_clocks(one.scheduler.refresh(), cell.clock.time())) == []

@@ -13,6 +13,7 @@ from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.model.orders import Order
 from nodestate.ports import Clock
+from nodestate.text import count_text
 
 READ_EVERY_COUNT: Final = 100
 """Orders that are sent between two looks for input: a broker that cannot send its answers accepts no more orders."""
@@ -71,7 +72,8 @@ class RabbitOrderSession:
                 self.connection.drain()
                 self.connection.check_not_blocked()
                 if self._clock.monotonic() > deadline:
-                    raise TimeoutError(f"{number} of {len(orders)} orders sent in {self._config.broker_timeout_s:g} s")
+                    sent = f"{number} of {count_text(len(orders), 'order')}"
+                    raise TimeoutError(f"{sent} sent in {self._config.broker_timeout_s:g} s")
             publish(self._channel, self._exchange, order.node, body, message)
 
     def pump(self, timeout_s: float) -> bool:

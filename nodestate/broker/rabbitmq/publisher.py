@@ -15,6 +15,7 @@ from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import Clock
+from nodestate.text import count_text
 
 LOG_RETURNED_S: Final = 60.0
 """Seconds for which further events that come back are not logged."""
@@ -88,7 +89,8 @@ class RabbitPublisherSession:
         while len(self._confirms) >= self._window:
             if not self.connection.pump(self._timeout_s):
                 self.connection.check_not_blocked()
-                raise TimeoutError(f"{len(self._confirms)} publishes unconfirmed, and none for {self._timeout_s:g} s")
+                publishes = count_text(len(self._confirms), "publish", "publishes")
+                raise TimeoutError(f"{publishes} unconfirmed, and none for {self._timeout_s:g} s")
         publish(self._channel, self._exchange, self._keys[bucket], body, self._message)
         self._confirms.sent(on_done, body)
 

@@ -13,6 +13,7 @@ from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, span_text
 from nodestate.config import Config
 from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord
+from nodestate.text import count_text
 from nodestate.view.view import View
 
 SKEW_S: Final = 2.0
@@ -38,11 +39,12 @@ def examine_agents(config: Config, view: View) -> Iterator[Finding]:
     if silent:
         longest = max(silent, key=ages.__getitem__)
         since = f"for {span_text(ages[longest])}" if math.isfinite(ages[longest]) else "so far"
-        says = f"{len(silent):,} of {len(ages):,} nodes gave no sign of life, for example {longest} {since}"
+        of_all = f"{len(silent):,} of {count_text(len(ages), 'node')}"
+        says = f"{of_all} gave no sign of life, for example {longest} {since}"
         advice = "check that their agents run; schedulers do not place instances on nodes without a sign of life"
         yield Finding(WARN, "agents", says, advice)
     else:
-        says = f"{len(ages):,} node{'' if len(ages) == 1 else 's'}, all with a recent sign of life"
+        says = f"{count_text(len(ages), 'node')}, all with a recent sign of life"
         yield Finding(OK, "agents", says if ages else "no node has reported yet")
     yield from examine_clocks(view, now)
     yield from examine_names(config, view, now)
@@ -68,7 +70,8 @@ def examine_clocks(view: View, now: float) -> Iterator[Finding]:
     fast = sorted(name for name, seconds in ahead.items() if seconds > SKEW_S)
     if fast:
         worst = max(fast, key=lambda name: ahead[name])
-        says = f"the clocks of {len(fast):,} nodes are ahead of this machine's, {worst}'s by {ahead[worst]:.0f} s"
+        clocks = count_text(len(fast), "node has a clock", "nodes have clocks")
+        says = f"{clocks} ahead of this machine's, {worst} by {ahead[worst]:.0f} s"
         yield Finding(
             WARN,
             "agents",
@@ -78,7 +81,8 @@ def examine_clocks(view: View, now: float) -> Iterator[Finding]:
         )
     expired = sorted(record.name for record in view.nodes.records() if record.live and _refused_as_expired(record, now))
     if expired:
-        says = f"{len(expired):,} of {len(ahead):,} nodes refused orders as expired, for example {expired[0]}"
+        of_all = f"{len(expired):,} of {count_text(len(ahead), 'node')}"
+        says = f"{of_all} refused orders as expired, for example {expired[0]}"
         yield Finding(
             WARN,
             "agents",

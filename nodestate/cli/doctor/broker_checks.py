@@ -23,6 +23,7 @@ from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text
 from nodestate.config import Config
 from nodestate.designs.control import Control
 from nodestate.errors import BrokerUnavailableError
+from nodestate.text import count_text
 
 LOST_WITH_EXCHANGE: Final = {
     "events": "the events of agents came back",
@@ -87,10 +88,10 @@ def examine_unnamed_layouts(config: Config, control: Control, named: Collection[
 
 def _examine_unnamed_layout(config: Config, read: int) -> Iterator[Finding]:
     left = [queue for queue in queue_depths(config) if queue.partition is not None and not queue.missing]
-    waiting = sum(queue.ready for queue in left)
+    waiting, partitions = sum(queue.ready for queue in left), count_text(config.partitions, "partition")
     if any(queue.consumers for queue in left):
         says = (
-            f"consumers read the queues of {config.partitions} partitions, a number from their settings that the "
+            f"consumers read the queues of {partitions}, a number from their settings that the "
             "control record does not name"
         )
         yield Finding(
@@ -98,8 +99,8 @@ def _examine_unnamed_layout(config: Config, read: int) -> Iterator[Finding]:
         )
     elif waiting:
         says = (
-            f"{waiting:,} messages wait in the queues of {config.partitions} partitions, a number that the control "
-            "record does not name: no consumer reads them"
+            f"{count_text(waiting, 'message waits', 'messages wait')} in the queues of {partitions}, a number that the "
+            "control record does not name: no consumer reads them"
         )
         advice = (
             "an earlier control record named them and was lost with its stores, or a publisher with this number in its "
@@ -123,24 +124,25 @@ def _examine_deleted_exchanges(exchanges: Sequence[str]) -> Iterator[Finding]:
 def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *, fails_over: bool) -> Iterator[Finding]:
     waiting, longest = sum(q.ready for q in queues), max(queues, key=lambda q: q.ready)
     alone = [q.partition for q in queues if q.consumers == 0 and not q.missing]
+    all_queues, events = count_text(len(queues), "queue"), count_text(waiting, "event waits", "events wait")
     if missing := [q.queue for q in queues if q.missing]:
-        says = f"{len(missing)} of {len(queues)} queues do not exist, for example {missing[0]}: their events come back"
+        says = f"{len(missing)} of {all_queues} missing, for example {missing[0]}: events for them come back"
         yield Finding(
             FAIL, about, says, "start 'nodestate consume', which declares them; agents then report by themselves"
         )
     counts = [q.consumers for q in queues if q.consumers is not None]
     wait = f"wait {config.standby_s + 1:g} s if one has just started"
     if alone:
-        says = f"{len(alone)} of {len(queues)} queues have no consumer, and {waiting:,} events wait"
+        says = f"{len(alone)} of {all_queues} without a consumer, and {events}"
         yield Finding(FAIL, about, says, f"start 'nodestate consume', or {wait}")
     elif waiting > config.prefetch:
-        says = f"{waiting:,} events wait, {longest.ready:,} of them in {longest.queue}"
+        says = f"{events}, {longest.ready:,} of them in {longest.queue}"
         yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
     else:
         served = f", each with {range_text(counts)} consumer{'' if max(counts) == 1 else 's'}" if counts else ""
-        yield Finding(OK, about, f"{len(queues)} queues{served}, {waiting:,} events wait")
+        yield Finding(OK, about, f"{all_queues}{served}, {events}")
     if fails_over and counts and min(counts) == 1:
-        says = f"{counts.count(1)} of {len(queues)} queues have only one consumer, and no other takes over if it dies"
+        says = f"{counts.count(1)} of {all_queues} with only one consumer, and no other takes over if it dies"
         yield Finding(WARN, about, says, f"start another member of 'nodestate consume', or {wait}")
 
 

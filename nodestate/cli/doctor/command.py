@@ -25,6 +25,7 @@ from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import NodestateError
 from nodestate.masking import safe_url
 from nodestate.ports import StoreRole
+from nodestate.text import count_text
 
 STYLES: Final = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
@@ -75,16 +76,19 @@ def _print(run: Run, finding: Finding) -> None:
 
 def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesign]) -> Iterator[Finding]:
     layouts = list(dict.fromkeys(stored.partitions for stored in designs))
-    yield from examine_copies(config.cell, read_copies(config, [stored.design for stored in designs]))
+    copies = read_copies(config, [stored.design for stored in designs])
+    yield from examine_copies(config.cell, copies)
     yield from _findings_or_error(
         "broker",
         lambda: [*examine_broker(config, layouts), *examine_unnamed_layouts(config, control, layouts)],
     )
     for one in control.leaving:
-        says = f"{one} was retired, but the queues of its {one.partitions} partitions may still exist and fill up"
+        partitions = count_text(one.partitions, "partition")
+        says = f"{one} was retired, but the queues of its {partitions} may still exist and fill up"
         yield Finding(WARN, "queues", says, f"run 'nodestate design retire {one}' again: it deletes them")
+    changed_at = max((copy.control.version for copy in copies if copy.control is not None), default=0)
     for address in (*config.store_servers, *(servers_of(config.store_b) if config.store_b else ())):
-        yield from _findings_or_error(f"store {address}", partial(examine_store, config, address))
+        yield from _findings_or_error(f"store {address}", partial(examine_store, config, address, changed_at))
     if any(DESIGNS[stored.design].store_role is StoreRole.SQL for stored in designs):
         yield from _findings_or_error("store of the database", partial(examine_database, config))
     inspector = CellInspector(config, designs)

@@ -11,6 +11,7 @@ from nodestate.cli.inspection import NOTHING_STORED, DesignStatus, HeadStatus
 from nodestate.config import Config
 from nodestate.designs.control_store import Copy
 from nodestate.store import keys
+from nodestate.text import count_text
 
 
 def examine_copies(cell: str, copies: Sequence[Copy]) -> Iterator[Finding]:
@@ -33,7 +34,8 @@ def examine_design(config: Config, status: DesignStatus) -> Iterator[Finding]:
     absent = {number: why for number, why in enumerate(status.heads) if isinstance(why, str)}
     if absent:
         number, why = next(iter(absent.items()))
-        says = f"{len(absent)} of {len(status.heads)} partitions have no head, for example {number}: {why}"
+        of_all = f"{len(absent)} of {count_text(len(status.heads), 'partition')}"
+        says = f"{of_all} without a head, for example {number}: {why}"
         begin = "start 'nodestate consume', with the same --cell and --store"
         yield Finding(FAIL, about, says, begin if why == NOTHING_STORED else "see the lines about the store")
     if heads:
@@ -42,14 +44,14 @@ def examine_design(config: Config, status: DesignStatus) -> Iterator[Finding]:
     lost = {p.partition: p.lost for p in view.partitions if p.lost and p.partition in heads}
     if lost:
         number, why = next(iter(lost.items()))
-        says = f"{len(lost)} partitions have lost a part of their stored state, for example {number}: {why}"
+        partitions = count_text(len(lost), "partition has", "partitions have")
+        says = f"{partitions} lost a part of the stored state, for example {number}: {why}"
         yield Finding(
             WARN, about, says, "their owners were asked to write it again; run this command again in some seconds"
         )
     if incomplete := sorted(name for name in view.incomplete if " " not in name):
-        says = (
-            f"{len(incomplete):,} nodes have a newer state than the stored one, for example {', '.join(incomplete[:3])}"
-        )
+        nodes = count_text(len(incomplete), "node has", "nodes have")
+        says = f"{nodes} a newer state than the stored one, for example {', '.join(incomplete[:3])}"
         yield Finding(
             WARN,
             about,
@@ -65,7 +67,7 @@ def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) ->
     behind = max(heads, key=lambda number: heads[number].behind_s)
     terms = [head.term for head in heads.values()]
     says = (
-        f"{len(heads)} partitions, owned by "
+        f"{count_text(len(heads), 'partition')}, owned by "
         f"{', '.join(f'{name} ({count})' for name, count in members.most_common(4))}; "
         f"term {range_text(terms)}; renewed at most {heads[oldest].age_s:.0f} s ago"
     )
@@ -73,8 +75,9 @@ def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) ->
     if heads[oldest].age_s > late_s:
         count = sum(1 for head in heads.values() if head.age_s > late_s)
         says = (
-            f"{count} partitions have no living owner; {heads[oldest].member} renewed partition {oldest} "
-            f"{heads[oldest].age_s:.0f} s ago, but an owner does so every {config.renew_s:g} s"
+            f"{count_text(count, 'partition has', 'partitions have')} no living owner; "
+            f"{heads[oldest].member} renewed partition {oldest} {heads[oldest].age_s:.0f} s ago, "
+            f"but an owner does so every {config.renew_s:g} s"
         )
         yield Finding(FAIL, about, says, "start 'nodestate consume', or look in its log for errors of the store")
     else:
@@ -87,8 +90,9 @@ def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) ->
         yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
     if refused := {number: head.refused for number, head in heads.items() if head.refused}:
         says = (
-            f"{sum(refused.values()):,} refused messages, for example of partition {next(iter(refused))}, wait because "
-            "the dead-letter queue does not take them; a partition with many of them falls behind"
+            f"{count_text(sum(refused.values()), 'refused message waits', 'refused messages wait')}, for example in "
+            f"partition {next(iter(refused))}: the dead-letter queue takes no message; a partition with many refused "
+            "messages falls behind"
         )
         advice = (
             f"if this persists, the queue nodestate.{config.cell}.dead is full: read its messages, then purge it, or "
@@ -96,7 +100,7 @@ def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) ->
         )
         yield Finding(WARN, about, says, advice)
     if doubtful := [number for number, head in heads.items() if not head.complete]:
-        says = f"{len(doubtful)} partitions may not know all their nodes yet, for example {doubtful[:4]}"
+        says = f"{count_text(len(doubtful), 'partition')} may not know all nodes yet, for example {doubtful[:4]}"
         advice = (
             f"their owners started without stored state and wait for reports, at most {config.settle_s:g} s; no "
             f"action is needed"

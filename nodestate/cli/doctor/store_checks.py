@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,11 +13,14 @@ from nodestate.model import MAX_STATE_BYTES
 from nodestate.ports import Put, Store, Write, WriteStatus
 from nodestate.store import keys
 from nodestate.store.memcached import MemcachedStore, ServerStats
+from nodestate.text import count_text
 
 FULL_RATIO: Final = 0.9
 """Share of its memory above which a server is about to evict items, or to refuse writes."""
 YOUNG_S: Final = 60
-"""A server that runs for fewer seconds than this is reported as restarted."""
+"""A server that runs for fewer seconds than this has a line about its start."""
+SKEW_S: Final = 2.0
+"""Difference between two clocks that is ignored, in seconds."""
 PROBE_TTL_S: Final = 60
 """Time to live of the test write, should the command end before it deletes it."""
 FULL_TEXTS: Final = ("it can be read but not written: it has no memory left", "raise -m, or start it without -M")
@@ -24,8 +28,14 @@ OLDEST_MEMCACHED: Final = (1, 6)
 """The first version of memcached that has the meta commands, which nodestate needs."""
 
 
-def examine_store(config: Config, address: str) -> list[Finding]:
-    """Examine one server by the figures that it reports."""
+def examine_store(config: Config, address: str, changed_at: float = 0.0) -> list[Finding]:
+    """Examine one server by the figures that it reports.
+
+    Args:
+        config: Settings of the cell.
+        address: The server.
+        changed_at: When the control record was last changed, in seconds since 1970; 0 if no record is stored.
+    """
     about = f"store {address}"
     store = MemcachedStore(address, timeout_s=config.store_timeout_s)
     try:
@@ -33,13 +43,45 @@ def examine_store(config: Config, address: str) -> list[Finding]:
         written = write_probe(store, config.cell)
     finally:
         store.close()
-    used = f"{stats.used_bytes / 2**20:,.1f} of {stats.limit_bytes / 2**20:,.0f} MB used by {stats.items:,} items"
+    items = count_text(stats.items, "item")
+    used = f"{stats.used_bytes / 2**20:,.1f} of {stats.limit_bytes / 2**20:,.0f} MB used by {items}"
     says = (
         f"memcached {stats.version}, up {span_text(stats.uptime_s)}, {used}, "
         f"item limit {stats.item_max_bytes / 1024:,.0f} KB, {stats.evictions:,} evictions"
     )
+    started = [start_finding(about, stats.uptime_s, changed_at, time.time())] if stats.uptime_s < YOUNG_S else []
     warnings = [Finding(level, about, *texts) for level, *texts in _store_warnings(stats)]
-    return [Finding(OK, about, says), *warnings, *([Finding(FAIL, about, *FULL_TEXTS)] if not written else [])]
+    return [
+        Finding(OK, about, says),
+        *started,
+        *warnings,
+        *([Finding(FAIL, about, *FULL_TEXTS)] if not written else []),
+    ]
+
+
+def start_finding(about: str, uptime_s: float, changed_at: float, now: float) -> Finding:
+    """Return the finding about a server that started less than ``YOUNG_S`` ago, and so had no items.
+
+    A new cell begins like this. If the control record is older than the server, the cell existed before, so the server
+    has lost its items.
+
+    Args:
+        about: The server, for people.
+        uptime_s: Seconds since the start of the server.
+        changed_at: When the control record was last changed, in seconds since 1970; 0 if no record is stored.
+        now: This machine's time, in seconds since 1970.
+    """
+    says = f"it started {span_text(uptime_s)} ago with nothing in it"
+    if not changed_at or changed_at > now - uptime_s - SKEW_S:
+        return Finding(
+            OK, about, f"{says}, as in a new cell; if the cell is older, its agents were asked to report again"
+        )
+    return Finding(
+        WARN,
+        about,
+        f"{says}, and the cell is older: its control record was last changed {span_text(now - changed_at)} ago",
+        "agents were asked to report again; if the restart was not planned, look for its cause in memcached's log",
+    )
 
 
 def examine_database(config: Config) -> list[Finding]:
@@ -62,15 +104,10 @@ def write_probe(store: Store, cell: str) -> bool:
 def _store_warnings(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
     if tuple(int(part) for part in stats.version.split(".")[:2] if part.isdigit()) < OLDEST_MEMCACHED:
         yield FAIL, f"version {stats.version} has no meta commands", "use memcached 1.6 or newer"
-    if stats.uptime_s < YOUNG_S:
-        yield (
-            WARN,
-            f"it started {span_text(stats.uptime_s)} ago, with nothing in it",
-            "agents were asked to report again; if the restart was not planned, look for its cause in memcached's log",
-        )
     if stats.evictions:
         says = (
-            f"{stats.evictions:,} items were evicted: consumers write lost items again, but views are older until then"
+            f"{count_text(stats.evictions, 'item was', 'items were')} evicted: consumers write lost items again, but "
+            "views are older until then"
         )
         yield (
             WARN,
@@ -89,12 +126,14 @@ def _store_warnings(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
     elif full > FULL_RATIO:
         yield WARN, f"{full:.0%} full: it will evict items", "raise -m"
     if stats.out_of_memory:
-        yield WARN, f"{stats.out_of_memory:,} writes were refused for lack of memory since its start", "raise -m"
+        writes = count_text(stats.out_of_memory, "write was", "writes were")
+        yield WARN, f"{writes} refused for lack of memory since its start", "raise -m"
     if stats.item_max_bytes < MAX_STATE_BYTES:
         says = f"an item holds {stats.item_max_bytes:,} bytes, but the state of a node may have {MAX_STATE_BYTES:,}"
         yield WARN, says, "raise memcached's -I to 1m or more, or keep states small"
     if stats.rejected_connections:
         says = (
-            f"{stats.rejected_connections:,} connections were refused ({stats.connections} of {stats.max_connections})"
+            f"{count_text(stats.rejected_connections, 'connection was', 'connections were')} refused "
+            f"({stats.connections} of {stats.max_connections} are in use)"
         )
         yield WARN, says, "raise memcached's -c"

@@ -12,6 +12,7 @@ from nodestate.scheduling.claims.record import UNSURE_S
 from nodestate.scheduling.fleet import Exclusion, Fleet
 from nodestate.scheduling.request import joint_request
 from nodestate.scheduling.selection import Lack, Remaining, Selector
+from nodestate.text import count_text
 
 MAX_AFFINITY_NODES_COUNT: Final = 8
 """Maximum number of nodes that are tried, one after the other, for an affinity group as a whole."""
@@ -111,7 +112,7 @@ class NodeChooser:
             exclude = exclude | (set(range(len(self._fleet))) - {placing.only_row})
         remaining = self._selector.remaining(placing.request, exclude)
         if placing.avoid_unsure and not remaining[0].nodes and self._unsure_rows():
-            whose = node or f"all {len(self._fleet):,} nodes"
+            whose = node or f"all {count_text(len(self._fleet), 'node')}"
             return NoHostFound(
                 remaining,
                 f"claims may be missing from the records of {whose}, which were created less than {UNSURE_S:g} s ago; "

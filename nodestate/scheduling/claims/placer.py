@@ -18,6 +18,7 @@ from nodestate.scheduling.claims.record import Claim
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.request import hints_of, joint_request
 from nodestate.scheduling.selection import Selector
+from nodestate.text import count_text
 
 MAX_TRIES_COUNT: Final = 16
 """Number of times that an instance may lose its chosen node to other schedulers; then it fails."""
@@ -160,7 +161,7 @@ class Placer:
         contradiction = self._chooser.contradiction(placings[0])
         if contradiction is not None:
             return contradiction
-        whole = f"no node takes all {len(placings)} instances of affinity group {group.name}"
+        whole = f"no node takes all {count_text(len(placings), 'instance')} of affinity group {group.name}"
         try:
             rows = self._chooser.rows_for_all(placings)
         except BadRequestError as error:  # the request names a weigher that is not installed

@@ -9,6 +9,7 @@ from nodestate.scheduling.claims.record import Claim
 from nodestate.scheduling.fleet import Exclusion
 from nodestate.scheduling.request import Policy, Request, request_of
 from nodestate.scheduling.selection import Lack, Remaining
+from nodestate.text import count_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class NoHostFound:
         if self.node:
             return f"{self.node} does not pass {last.filter}{self._lacking(last.filter)}"
         all_nodes = self.remaining[0].nodes
-        count = f"{before.nodes:,} of {all_nodes:,} node{'' if all_nodes == 1 else 's'}"
+        count = f"{before.nodes:,} of {count_text(all_nodes, 'node')}"
         return f"the filter {last.filter} removed the last {count}{self._lacking(last.filter)}"
 
     def _nothing_to_filter(self) -> str:

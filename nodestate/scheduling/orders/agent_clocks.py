@@ -19,6 +19,7 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 
 from nodestate.model.orders import Answer, Order
+from nodestate.text import count_text
 
 KEPT_S: Final = 60.0
 """Seconds for which the time of an order's sending is kept, to compare it with its answer."""
@@ -83,6 +84,6 @@ class AgentClocks:
                 "set the time of both machines (NTP)"
             )
         return (
-            f"all {len(nodes)} nodes that were asked refused it: expired; their clocks are ahead of this scheduler's "
-            f"own clock{by}, so that clock is probably wrong: set the time of this machine (NTP)"
+            f"all {count_text(len(nodes), 'node')} that were asked refused it: expired; their clocks are ahead of "
+            f"this scheduler's own clock{by}, so that clock is probably wrong: set the time of this machine (NTP)"
         )

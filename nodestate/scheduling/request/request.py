@@ -27,6 +27,7 @@ from nodestate.scheduling.request.limits import (
     MIN_HOLD_S,
 )
 from nodestate.scheduling.request.vocabulary import check_class
+from nodestate.text import count_text
 
 
 class InstanceGroup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -213,7 +214,9 @@ class GroupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         check_fields(self)
         size = sum(member.count for member in self.members)
         if not 1 <= size <= MAX_GROUP_COUNT:
-            raise BadRequestError("members", f"{size:,} instances; a reservation has 1 to {MAX_GROUP_COUNT}")
+            raise BadRequestError(
+                "members", f"{count_text(size, 'instance')}; a reservation has 1 to {MAX_GROUP_COUNT}"
+            )
         check_hold(self.hold_s)
         for number, member in enumerate(self.members):
             if member.group is not None and self.group is not None:
