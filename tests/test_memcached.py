@@ -408,7 +408,7 @@ def test_the_doctor_sees_that_a_full_server_takes_no_writes() -> None:
 
 
 def test_the_doctor_warns_of_a_server_that_has_just_started_only_if_the_cell_is_older() -> None:
-    """Regression: a newcomer, who starts memcached with the cell, was warned of a restart."""
+    """Regression: the doctor of a new cell, whose memcached starts with it, warned of a restart."""
     new = [start_finding("store m", 14, changed_at, 1_000.0) for changed_at in (0, 985, 999)]
     assert {finding.level for finding in new} == {OK}
     assert {finding.advice for finding in new} == {""}

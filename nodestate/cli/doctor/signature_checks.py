@@ -20,6 +20,7 @@ from nodestate.config import Config
 from nodestate.errors import BadEventError, ConfigError
 from nodestate.model import Event
 from nodestate.ports import Resync
+from nodestate.text import count_text
 from nodestate.view.view import View
 
 SHOWN_COUNT: Final = 3
@@ -77,11 +78,12 @@ def examine_signatures(config: Config, view: View) -> list[Finding]:
 def _findings(config: Config, answers: _Answers, nodes: list[str]) -> list[Finding]:
     answered = answers.unsigned | answers.refused.keys() | answers.key_ids.keys()
     silent = sum(name not in answered for name in nodes)
-    more = f"; {silent:,} nodes did not answer" if silent else ""
+    more = f"; {count_text(silent, 'node')} did not answer" if silent else ""
+    all_agents = count_text(len(answered), "agent")
     findings = []
     if answers.refused:
         node = min(answers.refused)
-        says = f"{len(answers.refused):,} of {len(answered):,} agents sign wrongly, for example {answers.refused[node]}"
+        says = f"{len(answers.refused):,} of {all_agents} sign wrongly, for example {answers.refused[node]}"
         advice = (
             "consumers refuse their events: write the keys of these nodes again with 'nodestate key node NODE', unless "
             "you revoked them"
@@ -89,7 +91,7 @@ def _findings(config: Config, answers: _Answers, nodes: list[str]) -> list[Findi
         findings.append(Finding(FAIL, "signatures", says + more, advice))
     if answers.unsigned:
         shown = ", ".join(sorted(answers.unsigned)[:SHOWN_COUNT])
-        says = f"{len(answers.unsigned):,} of {len(answered):,} agents do not sign their events, for example {shown}"
+        says = f"{len(answers.unsigned):,} of {all_agents} do not sign their events, for example {shown}"
         advice = "give each its keys_file, written by 'nodestate key node NODE', and set its auth_events"
         level = FAIL if config.auth_events == "require" else WARN
         findings.append(Finding(level, "signatures", says + more, advice))
@@ -97,9 +99,7 @@ def _findings(config: Config, answers: _Answers, nodes: list[str]) -> list[Findi
         used = Counter(answers.key_ids.values())
         keys = ", ".join(f"{key_id} ({count:,})" for key_id, count in used.most_common())
         says = (
-            f"all {len(answered):,} agents that answered sign their events, with keys of {keys}"
-            if used
-            else ("no agent answered")
+            f"all {all_agents} that answered sign their events, with keys of {keys}" if used else ("no agent answered")
         )
         findings.append(Finding(OK, "signatures", says + more))
     return findings
