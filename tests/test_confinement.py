@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Final
 
+import click
 import pytest
 
-from nodestate.cli import every_command
+from nodestate.cli import main
 
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = (ROOT / "docs" / "how-to" / "secure.md").read_text(encoding="utf-8")
@@ -51,7 +52,9 @@ def test_a_unit_of_the_page_runs_a_command_without_privileges(unit: str) -> None
     program, command, *words = values["ExecStart"][0].split()
     assert program.endswith("/bin/nodestate")
     words = [word.replace("%I", "1/2") for word in words]
-    assert every_command()[command].make_context(command, words, resilient_parsing=False).params
+    loaded = main.get_command(click.Context(main), command)
+    assert loaded is not None
+    assert loaded.make_context(command, words).params
     credentials = {credential.partition(":")[0] for credential in values["LoadCredential"]}
     assert credentials == set(re.findall(r"%d/(\w+)", values["Environment"][0]))
 
