@@ -1072,6 +1072,19 @@ def test_the_dead_letter_queue_has_the_type_of_the_settings_and_a_bound(
 
 
 @pytest.mark.service
+def test_a_dead_letter_queue_that_another_version_declares_at_the_same_time_is_left_as_it_is(
+    rabbit_config: Config, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: the process whose declaration came second ended with a ``ConfigError``."""
+    session, topology = opened(_rabbit_session(rabbit_config)), Topology.of(rabbit_config)
+    session.connection.control.queue_delete(topology.dead)
+    session.connection.control.queue_declare(topology.dead, durable=True, auto_delete=False)
+    monkeypatch.setattr(session.queues, "counts", lambda _queue: None)
+    session.queues.declare_shared(topology)
+    session.send_checked("", topology.dead, b"a letter")
+
+
+@pytest.mark.service
 def test_an_alarm_that_comes_in_place_of_an_answer_is_named(
     rabbit_config: Config, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:

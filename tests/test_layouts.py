@@ -512,6 +512,30 @@ def test_a_layout_that_is_prepared_while_its_queues_are_looked_for_keeps_them(mo
     assert world.broker.aside == {}
 
 
+def test_a_search_for_layouts_that_takes_long_or_fails_stops_no_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """I5: over a slow connection to the broker it takes many seconds. A failed one is repeated after a pause."""
+    world = SwitchedCell()
+    find, calls = world.broker.found, list[float]()
+
+    def slow_and_failing() -> list[int] | None:
+        calls.append(world.clock.monotonic())
+        if len(calls) < 30:
+            return None
+        if len(calls) == 30:
+            raise BrokerUnavailableError("broker", "away")
+        return find()
+
+    world.broker.declare(3)
+    monkeypatch.setattr(world.broker, "found", slow_and_failing)
+    world.members[0].die()
+    world.run_well(10)
+    for _ in range(40):
+        world.run_well(1)
+        assert world.reader.read(max_age=60.0).age < 3.0
+    assert calls[30] - calls[29] >= 4.0
+    assert layouts_with_queues(world) == [2]
+
+
 def test_queues_of_the_settings_layout_are_kept_while_the_record_names_it_or_a_consumer_reads_them() -> None:
     """Queues of a consumer that follows no control record are not unbound either."""
     world = SwitchedCell()

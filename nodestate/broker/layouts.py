@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future
+
 import msgspec
 
 from nodestate.broker.connector import one_off_session
@@ -28,6 +31,8 @@ class KombuLayouts:
         """The clock of the sources that it opens."""
         self.sees_consumers = True
         """False once ``delete`` has found that the transport cannot count a queue's consumers."""
+        self._search: Future[list[int]] | None = None
+        """The search of ``found`` that is under way."""
 
     def open(self, partitions: int) -> KombuSource:
         """A source for this member's share of a layout; it connects at its first call."""
@@ -51,10 +56,26 @@ class KombuLayouts:
                 return False
             return session.queues.delete(topology)
 
-    def found(self) -> list[int]:
-        """All layouts that have queues; see ``ports.Layouts``."""
-        with one_off_session(self._config, "layouts") as session:
-            return session.queues.layouts(Topology.of(self._config))
+    def found(self) -> list[int] | None:
+        """All layouts that have queues; see ``ports.Layouts``.
+
+        A thread of its own asks: RabbitMQ answers hundreds of requests one after the other, and the caller has to renew
+        its partitions meanwhile.
+        """
+        if self._search is None:
+            self._search = Future()
+            threading.Thread(target=self._look, args=(self._search,), name="layouts", daemon=True).start()
+        if not self._search.done():
+            return None
+        search, self._search = self._search, None
+        return search.result()
+
+    def _look(self, search: Future[list[int]]) -> None:
+        try:
+            with one_off_session(self._config, "layouts") as session:
+                search.set_result(session.queues.layouts(Topology.of(self._config)))
+        except Exception as error:  # noqa: BLE001 - raised again by ``found``
+            search.set_exception(error)
 
     def set_aside(self, partitions: int, used: int) -> int:
         """Stop routing events into the queues of an unused layout, and delete them if all are empty.

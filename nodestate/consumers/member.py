@@ -306,10 +306,14 @@ class Member:
         if now < self._unbind_at or consumer is None or 0 not in consumer.owned:
             return
         try:
-            for partitions in self._layouts.found():
+            layouts = self._layouts.found()
+            if layouts is None:
+                return
+            for partitions in layouts:
                 self._set_aside_unnamed(partitions)
         except NodestateError as error:
             self._transitions.failing(UNNAMED_LAYOUTS, str(error))
+            self._unbind_at = now + UNBIND_RENEWALS_COUNT * self.config.renew_s
         else:
             self._transitions.recovered(UNNAMED_LAYOUTS)
             self._unbind_at = math.inf

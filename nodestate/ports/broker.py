@@ -99,8 +99,10 @@ class Layouts(Protocol):
     def open(self, partitions: int) -> Source:
         """Connect to this consumer's share of a layout."""
 
-    def found(self) -> list[int]:
+    def found(self) -> list[int] | None:
         """Return all layouts that have queues at the broker, also layouts that were set aside.
+
+        Returns None while the search is under way. Call it again then, at a later step.
 
         Raises ``BrokerUnavailableError``.
         """

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from harness.servers import RabbitServer
+from harness.waiting import wait_until
 from nodestate.broker import KombuLayouts, KombuResyncSender, KombuSink, KombuSource, Topology, read_dead_letters
 from nodestate.broker.connector import one_off_session
 from nodestate.broker.rabbitmq.session import RabbitSession
@@ -61,7 +62,14 @@ class OverKombu:
         return KombuLayouts(self._config, 1, 1, SystemClock()).delete(layout, unseen=self._server is None)
 
     def found(self) -> list[int]:
-        return KombuLayouts(self._config, 1, 1, SystemClock()).found()
+        layouts, found = KombuLayouts(self._config, 1, 1, SystemClock()), list[list[int]]()
+
+        def is_found() -> bool:
+            found.extend([one] if (one := layouts.found()) is not None else [])
+            return bool(found)
+
+        wait_until(is_found, "the search does not end")
+        return found[0]
 
     def set_aside(self, layout: int, used: int) -> int:
         return KombuLayouts(self._config, 1, 1, SystemClock()).set_aside(layout, used)

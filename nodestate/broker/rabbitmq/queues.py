@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 import amqp
@@ -82,16 +83,16 @@ class RabbitQueues:
     def declare_shared(self, topology: Topology) -> None:
         """Declare the exchanges but the control exchange, and the dead-letter queue. They exist when this returns.
 
-        A dead-letter queue of another type is left as it is: it may hold letters.
+        A dead-letter queue of another type or bound is left as it is: it may hold letters.
         """
         for exchange, kind in topology.exchanges:
             if exchange != topology.control:
                 self._channel.exchange_declare(exchange, kind, durable=True, auto_delete=False, nowait=True)
         if self.counts(topology.dead) is None:
             arguments = topology.dead_queue_arguments
-            self._channel.queue_declare(
-                topology.dead, durable=True, auto_delete=False, arguments=arguments, nowait=True
-            )
+            # A process of another version may have declared it meanwhile, with other arguments.
+            with suppress(amqp.PreconditionFailed):
+                self._channel.queue_declare(topology.dead, durable=True, auto_delete=False, arguments=arguments)
         self._channel.queue_bind(topology.dead, topology.dead, DEAD_KEY)
 
     def counts(self, queue: str) -> QueueCounts | None:
