@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
-import structlog
-
 from nodestate.errors import ConfigError
 from nodestate.scheduling.selection.filters import FILTERS, Filter
 from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
@@ -76,6 +74,8 @@ def _allowed_points(allowed: Sequence[str]) -> list[list[EntryPoint]]:
             "install it, or remove the name"
         )
     for package in sorted(present - names):
+        import structlog  # noqa: PLC0415 - most schedulers log nothing, and it takes long to import
+
         structlog.get_logger("nodestate.scheduling").warning(
             "filters and weighers are not loaded, because the setting plugins does not name their package",
             package=package,
