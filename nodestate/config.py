@@ -6,7 +6,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -14,9 +14,10 @@ import msgspec
 from msgspec import Meta
 
 from nodestate.errors import ConfigError
-from nodestate.masking import safe_text, safe_url
+from nodestate.masking import MASK, safe_text, safe_url
 from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import MAX_TTL_S
+from nodestate.ports.tls import TlsFiles, client_context
 from nodestate.setting_files import read_secret, require_secret, require_trusted
 
 ENV_PREFIX = "NODESTATE_"
@@ -29,7 +30,9 @@ AuthMode = Annotated[str, Meta(pattern=r"\A(off|accept|warn|require)\Z")]
 
 DESIGN_NAMES: Final = ("journal", "snapshot", "sql", "journal_b", "snapshot_b")
 URL_SETTINGS: Final = ("broker", "store", "store_b", "sql")
-"""Settings that are URLs, and may contain passwords. A file has the value of the setting NAME if NAME_file names it."""
+"""Settings that are URLs, and may contain passwords."""
+SECRET_SETTINGS: Final = (*URL_SETTINGS, "store_password")
+"""Settings that are or may contain passwords. A file has the value of the setting NAME if NAME_file names it."""
 LEASE_RENEWALS_COUNT: Final = 5
 """Number of renewals that may be late or lost before a head expires."""
 
@@ -42,8 +45,27 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     broker: str = "memory://"
     """URL of the message broker, in kombu's form: amqp://user:password@host:5672//, memory://, redis://…"""
+    broker_ca: str = ""
+    """PEM file with the authorities that may sign the broker's certificate (amqps, rediss). Empty: the system's."""
+    broker_cert: str = ""
+    """PEM file with the certificate that this process presents to the broker. Empty: none."""
+    broker_key: str = ""
+    """PEM file with the private key of broker_cert. Empty: it is in the same file."""
     store: str = "memory://"
-    """memcached://host:port,host:port or memory://. Partition p is stored on server p modulo their number."""
+    """memcached://host:port,host:port or memory://. Partition p is stored on server p modulo their number.
+
+    memcacheds:// is memcached with TLS, and memcached+unix:///path,/path names unix sockets.
+    """
+    store_ca: str = ""
+    """PEM file with the authorities that may sign the certificates of memcached servers. Empty: the system's."""
+    store_cert: str = ""
+    """PEM file with the certificate that this process presents to memcached servers. Empty: none."""
+    store_key: str = ""
+    """PEM file with the private key of store_cert. Empty: it is in the same file."""
+    store_user: str = ""
+    """User for memcached servers with an authentication file (-Y). Empty: no login."""
+    store_password: str = ""
+    """Password of store_user."""
     store_b: str = ""
     """Other memcached servers, for a move of the cell: the designs journal_b and snapshot_b are stored there."""
     sql: str = ""
@@ -116,6 +138,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return servers_of(self.store)
 
     @property
+    def broker_tls(self) -> TlsFiles:
+        """The files for TLS with the broker."""
+        return TlsFiles("broker", self.broker_ca, self.broker_cert, self.broker_key)
+
+    @property
+    def store_tls(self) -> TlsFiles:
+        """The files for TLS with memcached servers."""
+        return TlsFiles("store", self.store_ca, self.store_cert, self.store_key)
+
+    @property
     def broker_safe(self) -> str:
         """The broker's URL without the password, for messages."""
         return safe_url(self.broker)
@@ -131,22 +163,39 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         """Return each setting and its value, without passwords."""
         values = {name: getattr(self, name) for name in self.__struct_fields__}
-        return [(name, safe_url(value) if name in URL_SETTINGS else value) for name, value in values.items()]
+        return [(name, _shown(name, value)) for name, value in values.items()]
+
+
+def _shown(name: str, value: Any) -> Any:
+    """The value of a setting without passwords."""
+    if name == "store_password" and value:
+        return MASK
+    return safe_url(value) if name in URL_SETTINGS else value
 
 
 MAX_PORT: Final = 65_535
+_SOCKET_PATH: Final = re.compile(r"/[^\s,?#]{1,106}")
+"""A path of a unix socket; Linux keeps at most 107 bytes."""
 _SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 
 
 def servers_of(url: str) -> tuple[str, ...]:
-    """host:port of each memcached server in a URL, in the order that maps partitions to them; empty for memory://."""
+    """host:port or socket path of each memcached server in a URL, in the order that maps partitions to them.
+
+    Empty for memory://.
+    """
     scheme, mark, rest = url.partition("://")
-    if scheme == "memory" and mark:
+    if scheme == "memory" and mark and "?" not in rest:
         return ()
+    if scheme == "memcached+unix" and all(map(_SOCKET_PATH.fullmatch, rest.split(","))):
+        return tuple(rest.split(","))
     servers = [_SERVER.fullmatch(server) for server in rest.removesuffix("/").split(",")]
-    if scheme != "memcached" or not all(server and int((server[2] or ":0")[1:]) <= MAX_PORT for server in servers):
+    fits = all(server and int((server[2] or ":0")[1:]) <= MAX_PORT for server in servers)
+    if scheme not in {"memcached", "memcacheds"} or not fits:
         raise ConfigError(
-            f"store {safe_url(url)!r} is no URL of a store; give memcached://host:port[,host:port…] or memory://"
+            f"store {safe_url(url)!r} is no URL of a store; give memcached://host:port[,host:port…], memcacheds://… "
+            "for TLS, memcached+unix:///path[,/path…] or memory://. It has no user and no parameters after a question "
+            "mark: the settings store_ca, store_cert, store_key, store_user and store_password are for these"
         )
     return tuple(server[1] + (server[2] or ":11211") for server in servers if server is not None)
 
@@ -166,8 +215,8 @@ def load(
         file: the TOML file. None for the file that ``NODESTATE_CONFIG`` names, or else the first of ``DEFAULT_FILES``
             that exists. The one in the current directory must be this user's own or root's.
 
-    For each setting of ``URL_SETTINGS``, a source may instead give the name with ``_file`` appended: the path of a file
-    that has the value.
+    For each setting of ``SECRET_SETTINGS``, a source may instead give the name with ``_file`` appended: the path of a
+    file that has the value.
 
     Raises:
         ConfigError: names the setting, its source and its value.
@@ -183,12 +232,12 @@ def load(
     secret_files: dict[str, str] = {}
 
     def add(name: str, value: Any, source: str, given: dict[str, str]) -> None:
-        is_file = name.removesuffix("_file") in URL_SETTINGS and name not in URL_SETTINGS
+        is_file = name.removesuffix("_file") in SECRET_SETTINGS and name not in SECRET_SETTINGS
         name = name.removesuffix("_file") if is_file else name
         if name not in Config.__struct_fields__:
             raise ConfigError(
                 f"{source}: there is no setting {name!r}; give one of {', '.join(Config.__struct_fields__)}, or a file "
-                f"by {', '.join(f'{url}_file' for url in URL_SETTINGS)}"
+                f"by {', '.join(f'{secret}_file' for secret in SECRET_SETTINGS)}"
             )
         if name in given:
             raise ConfigError(f"{given[name]} and {source} both give the setting {name}: remove one of them")
@@ -211,7 +260,7 @@ def load(
         given: dict[str, str] = {}
         for name, value in content.items():
             add(name, value, f"{path}, {name}" if name.endswith("_file") else str(path), given)
-            if name in URL_SETTINGS and isinstance(value, str) and safe_url(value) != value:
+            if name in SECRET_SETTINGS and isinstance(value, str) and _shown(name, value) != value:
                 require_secret(status, path, f"setting {name}")
     given = {}
     for variable, value in environ.items():
@@ -251,7 +300,37 @@ def load(
     _ = config.store_servers
     if config.store_b:
         _ = servers_of(config.store_b)
+    _check_tls(config.broker_tls, config.broker.split(";"), "amqps:// or rediss://", sources)
+    _check_tls(config.store_tls, filter(None, (config.store, config.store_b)), "memcacheds://", sources)
+    login = [config.store_user, config.store_password]
+    if any(login) and any(len(part.split()) != 1 or part != part.strip() for part in login):
+        raise ConfigError(
+            f"{sources.get('store_user') or sources['store_password']}: store_user and store_password must both be "
+            "given, without spaces: memcached takes no others"
+        )
     return config
+
+
+def _check_tls(files: TlsFiles, urls: Iterable[str], needed: str, sources: Mapping[str, str]) -> None:
+    """Raise ``ConfigError`` if files for TLS would have no effect, or cannot be used."""
+    named = [f"{files.setting}_{part}" for part in ("ca", "cert", "key") if getattr(files, part)]
+    if not named:
+        return
+    source = sources[named[0]]
+    for url in urls:
+        if url.strip().partition("://")[0] not in {"amqps", "rediss", "memcacheds", "memory"}:
+            raise ConfigError(
+                f"{source}: setting {named[0]} is for TLS, and {files.setting} {safe_url(url)!r} is without TLS: "
+                f"give {needed}"
+            )
+    if files.key and not files.cert:
+        raise ConfigError(f"{source}: setting {files.setting}_key is given without {files.setting}_cert: give both")
+    try:
+        client_context(files)
+        if secret := files.key or files.cert:
+            require_secret(Path(secret).stat(), secret, source)
+    except OSError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 _SERVICE_LINK: Final = re.compile(
@@ -271,6 +350,7 @@ def _is_service_link(name: str, value: str) -> bool:
 
 def _out_of_range(name: str, value: Any, source: str) -> ConfigError:
     """The error for a value that a setting cannot have."""
+    value = _shown(name, value)
     shown = repr(safe_url(value)) if isinstance(value, str) else safe_text(repr(value))
     field = next(field for field in msgspec.structs.fields(Config) if field.name == name)
     allowed = _allowed(msgspec.inspect.type_info(field.type))

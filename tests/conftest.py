@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import pytest
 import structlog
 
+from harness.certificates import CertificateAuthority
 from harness.profile import load_profiles
 from harness.servers import (
     MariadbServer,
@@ -80,6 +81,17 @@ def memcached(memcached_factory: MemcachedFactory) -> Iterator[MemcachedServer]:
     server = memcached_factory()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def authority() -> Iterator[CertificateAuthority]:
+    """One authority for the whole run, which signs the certificates of servers and clients."""
+    try:
+        made = CertificateAuthority()
+    except ServerMissingError as error:
+        skip_or_fail(error)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

@@ -159,12 +159,18 @@ def _connect(config: Config, url: str, role: str, heartbeat_s: float) -> CellSes
         scheme = urlsplit(url).scheme
         if "://" not in url:
             raise ValueError("no scheme")  # noqa: TRY301 - reported like everything else that is wrong with a URL
+        if query := urlsplit(url).query:
+            # A password with a question mark is taken for parameters, and must not be shown.
+            names = "" if "@" in query else f" ({', '.join(part.partition('=')[0] for part in query.split('&'))})"
+            raise ConfigError(
+                f"setting broker, {config.broker_safe!r}, has parameters after a question mark{names}, and none are "
+                "known: the settings broker_ca, broker_cert, broker_key, broker_heartbeat_s and broker_timeout_s are "
+                "for these, and a question mark within a password is %3F"
+            )
         if scheme in RABBITMQ_SCHEMES:
             return RabbitSession.connect(config, url, role, heartbeat_s, partial(open_session, config))
         return VirtualSession.connect(config, url)
-    except (KeyError, ValueError, TypeError) as error:
-        if isinstance(error, TypeError) and "?" not in url:
-            raise  # not caused by an unknown parameter after the question mark
+    except (KeyError, ValueError) as error:
         # With a password, the text of the error may contain a part of it.
         cause = "" if "@" in url or safe_url(url) != url else f": {error}"
         raise ConfigError(

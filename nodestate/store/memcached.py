@@ -27,33 +27,36 @@ from __future__ import annotations
 import math
 import secrets
 import select
-import socket
+import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from pymemcache import MemcacheError, MemcacheUnknownCommandError
-from pymemcache.client.base import Client, KeepaliveOpts
+from pymemcache.client.base import Client
 from pymemcache.exceptions import MemcacheUnexpectedCloseError
 
 from nodestate.config import Config, servers_of
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
 from nodestate.ports import ClaimStore, Item, Key, Write, WriteResult, item_keys
 from nodestate.ports.forks import sever_in_children
+from nodestate.ports.tls import TlsFiles
 from nodestate.store.keys import MAX_KEY_BYTES
 from nodestate.store.memcached_protocol import (
     CAS_BITS,
     check_keys,
     encode_writes,
     exchange,
+    exchange_tls,
     parse_clock,
     parse_items,
     parse_outcomes,
     poller,
     read_lines,
 )
+from nodestate.store.memcached_target import UNAUTHENTICATED, MemcachedTarget
 from nodestate.store.memory import MemoryStore, process_server
 from nodestate.store.server_clock import MARGIN_S, VERIFIED_S, ServerClock, less_time_left
 from nodestate.text import error_text
@@ -66,7 +69,6 @@ ITEM_FLAGS_BYTES: Final = 4
 ITEM_OVERHEAD_BYTES: Final = ITEM_HEADER_BYTES + ITEM_ENDINGS_BYTES + ITEM_FLAGS_BYTES
 TICK_PAUSE_S: Final = 0.05
 """Pause after which a server that was frozen has set its clock."""
-KEEPALIVE: Final = KeepaliveOpts(idle=5, intvl=2, cnt=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +98,21 @@ class MemcachedStore:
     ids from 1 again after a restart, so an id from before a restart must not match.
 
     Args:
-        address: host:port.
+        address: host:port, or the path of a unix socket.
         timeout_s: bounds a connect, and each wait for the server to send or accept more.
+        tls: files for a connection with TLS; None for a connection without.
+        login: user and password for a server with an authentication file (``-Y``).
     """
 
-    def __init__(self, address: str, *, timeout_s: float) -> None:
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise ConfigError(f"store {address!r} is no address of a memcached server; give host:port")
-        # host:port.
+    def __init__(
+        self, address: str, *, timeout_s: float, tls: TlsFiles | None = None, login: tuple[str, str] | None = None
+    ) -> None:
+        # Where and how to connect.
+        self._target = MemcachedTarget(address, tls, login)
+        # host:port, or the path of a unix socket.
         self._name = address
-        self._host, self._port = host.strip("[]"), int(port)
+        # Sends requests and yields pieces of the reply.
+        self._exchange: Callable[[Any, Iterator[bytes], float], Iterator[bytes]] = exchange_tls if tls else exchange
         # Longest time for a connect, and for each wait for the server, in seconds.
         self._timeout_s = timeout_s
         # The connection; None if it is closed.
@@ -123,7 +129,7 @@ class MemcachedStore:
 
     @property
     def name(self) -> str:
-        """host:port, for messages."""
+        """host:port, or the path of a unix socket, for messages."""
         return self._name
 
     @property
@@ -142,7 +148,8 @@ class MemcachedStore:
         with self._whole_replies() as client:
             sent_at = time.monotonic()
             asks_clock = self._clock.must_be_asked(sent_at)
-            pieces = exchange(client.sock, iter((b"stats\r\n" + request if asks_clock else request,)), self._timeout_s)
+            requests = iter((b"stats\r\n" + request if asks_clock else request,))
+            pieces = self._exchange(client.sock, requests, self._timeout_s)
             if asks_clock:  # told before the times to live, so these are of the same tick or of a later one
                 said, pieces = parse_clock(pieces)
                 items = parse_items(names, pieces, self._life)
@@ -163,7 +170,7 @@ class MemcachedStore:
             self._check_sizes(writes)
             tag = secrets.randbits(31) + 1
             blocks = encode_writes(writes, tag, self._server_time, self._life)
-            lines = read_lines(writes, exchange(client.sock, blocks, self._timeout_s))
+            lines = read_lines(writes, self._exchange(client.sock, blocks, self._timeout_s))
             return parse_outcomes(writes, lines, tag, self._life)
 
     def server_time(self) -> float:
@@ -220,7 +227,7 @@ class MemcachedStore:
             if self._client is not None and poller(self._client.sock, select.POLLIN).poll(0):
                 self.close()  # the server closed it while it was idle, so no request is lost
             if self._client is None:
-                connected = _connect(self._host, self._port, self._timeout_s)
+                connected = _connect(self._target, self._timeout_s)
                 self._client, settings = connected.client, connected.settings
                 life = _life_of(connected.stats)
                 if life != self._life:
@@ -235,6 +242,8 @@ class MemcachedStore:
             raise  # nothing was sent
         except (OSError, MemcacheError, KeyError, ValueError) as error:
             self.close()
+            if isinstance(error, ssl.SSLError):
+                raise StoreUnavailableError(self._name, self._target.cause_of(error)) from error
             cause = f"no reply within {self._timeout_s:g} s" if isinstance(error, TimeoutError) else error_text(error)
             raise StoreUnavailableError(self._name, cause) from error
         except BaseException:
@@ -261,10 +270,21 @@ def open_stores(config: Config, url: str = "") -> Sequence[ClaimStore]:
 
     memory:// means the server of this process. Partition p is stored on the server at ``p % len(stores)``.
     """
-    servers = servers_of(url or config.store)
+    url = url or config.store
+    servers = servers_of(url)
     if not servers:
         return [MemoryStore(process_server())]
-    return [MemcachedStore(server, timeout_s=config.store_timeout_s) for server in servers]
+    return [open_server(config, url, server) for server in servers]
+
+
+def open_server(config: Config, url: str, server: str) -> MemcachedStore:
+    """Return a store for one of the servers of ``url``, with the TLS files and the login of the settings."""
+    return MemcachedStore(
+        server,
+        timeout_s=config.store_timeout_s,
+        tls=config.store_tls if url.startswith("memcacheds:") else None,
+        login=(config.store_user, config.store_password) if config.store_user else None,
+    )
 
 
 class _Connected(NamedTuple):
@@ -279,21 +299,14 @@ class _Connected(NamedTuple):
     """When they were told, in monotonic seconds."""
 
 
-def _connect(host: str, port: int, timeout_s: float) -> _Connected:
+def _connect(target: MemcachedTarget, timeout_s: float) -> _Connected:
     """Connect to a server, and ask for its settings and statistics."""
     failure: Exception | None = None
     began_at = time.monotonic()
-    # Try all addresses: pymemcache tries the first only, and 'localhost' has two.
-    for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        client = Client(
-            (address[0], port),
-            connect_timeout=timeout_s,
-            timeout=timeout_s,
-            no_delay=True,
-            socket_keepalive=KEEPALIVE,
-            default_noreply=False,
-        )
+    for connect in target.connectors():
+        client = Client(target.name, default_noreply=False)
         try:
+            client.sock = connect(timeout_s)
             settings = _ask(client, "settings")
             if time.monotonic() > began_at + VERIFIED_S:  # it may have been frozen: let its clock tick
                 time.sleep(TICK_PAUSE_S)
@@ -301,7 +314,9 @@ def _connect(host: str, port: int, timeout_s: float) -> _Connected:
             return _Connected(client, settings, _ask(client), asked_at, time.monotonic())
         except (OSError, MemcacheError) as error:
             client.close()
-            failure = _explained(error, timeout_s)
+            if isinstance(error, ssl.SSLError):  # the server is found; another address must not hide the cause
+                raise ConnectionError(target.cause_of(error)) from error
+            failure = _explained(error, target, timeout_s)
         except BaseException:
             client.close()
             raise
@@ -309,7 +324,7 @@ def _connect(host: str, port: int, timeout_s: float) -> _Connected:
     raise failure
 
 
-def _explained(error: Exception, timeout_s: float) -> Exception:
+def _explained(error: Exception, target: MemcachedTarget, timeout_s: float) -> Exception:
     """Say so if a server without a free connection is the probable cause of an error of a new connection.
 
     Such a memcached answers "ERROR Too many open connections" and closes, or (with ``-o no_maxconns_fast``) accepts no
@@ -319,9 +334,14 @@ def _explained(error: Exception, timeout_s: float) -> Exception:
         cause = f"no reply within {timeout_s:g} s to a new connection: it is unreachable or frozen, or has no"
     elif isinstance(error, MemcacheUnknownCommandError | MemcacheUnexpectedCloseError | ConnectionResetError):
         cause = "it closed a new connection: it has no"
+    elif UNAUTHENTICATED in str(error):
+        return ConnectionError("it asks for a login: give store_user and store_password, as in the file of its -Y")
     else:
         return error
-    return ConnectionError(f"{cause} connection left (raise memcached's -c, or end clients that hold many)")
+    otherwise = ", or accepts no client without a certificate (give store_cert and store_key)"
+    if not target.tls:
+        otherwise = ", or expects TLS (give memcacheds://)"
+    return ConnectionError(f"{cause} connection left (raise memcached's -c, or end clients that hold many){otherwise}")
 
 
 def _ask(client: Client, *topic: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import select
 import socket
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Final
@@ -16,6 +17,7 @@ from nodestate.ports import MAX_TTL_S, Item, Key, Put, Write, WriteResult, Write
 from nodestate.store.keys import MAX_KEY_BYTES
 
 RECV_BYTES: Final = 256 * 1024
+TLS_RECORD_BYTES: Final = 8 * 1024
 BLOCK_BYTES: Final = 256 * 1024
 CAS_BITS: Final = 64
 
@@ -57,6 +59,52 @@ def exchange(sock: socket.socket, requests: Iterator[bytes], timeout_s: float) -
         if not piece:
             raise ConnectionResetError("the server closed the connection")
         yield piece
+
+
+def exchange_tls(sock: ssl.SSLSocket, requests: Iterator[bytes], timeout_s: float) -> Iterator[bytes]:
+    """Do as ``exchange`` does, on a connection with TLS.
+
+    A socket that can be read may hold no whole record, and a socket that can be written may have no room for one. A
+    call that waited for either could wait for a server that waits for this side to read. So no call waits here.
+
+    memcached 1.6.18 waits for its socket while the rest of a record is in its TLS library: after a value that ended
+    within the record, and if the record did not fit into its buffer of 16 KiB. It takes the rest when another record
+    arrives. So records are smaller than its buffer, and the last record of a request has a whole command and nothing
+    else.
+    """
+    waiting = select.poll()
+    unsent = last = memoryview(b"")
+    sock.settimeout(0)
+    try:
+        while True:
+            wanted = select.POLLIN
+            if not unsent:
+                unsent, last = last, unsent
+            while not unsent and (block := next(requests, None)) is not None:
+                cut = block.rfind(b"\n", 0, -1) + 1
+                unsent, last = memoryview(block)[:cut], memoryview(block)[cut:]
+                if not cut:
+                    unsent, last = last, unsent
+            try:
+                if unsent:
+                    unsent = unsent[sock.send(unsent[:TLS_RECORD_BYTES]) :]
+                    continue
+            except ssl.SSLWantWriteError:
+                wanted |= select.POLLOUT
+            except ssl.SSLWantReadError:
+                pass
+            try:
+                piece = sock.recv(RECV_BYTES)
+            except ssl.SSLWantReadError:
+                waiting.register(sock, wanted)
+                if not waiting.poll(timeout_s * 1000):
+                    raise TimeoutError from None
+                continue
+            if not piece:
+                raise ConnectionResetError("the server closed the connection")
+            yield piece
+    finally:
+        sock.settimeout(timeout_s)
 
 
 _VALUE: Final = re.compile(rb"VA (\d+) c(\d+) t(-?\d+)\r\n")

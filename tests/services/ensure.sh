@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make sure that the tests can start real servers: memcached, RabbitMQ, MariaDB, PostgreSQL and Redis, each as a program
 # of this machine; memcached and RabbitMQ may be Docker containers instead. Programs that are missing are installed if
-# this script runs as root on Debian or Ubuntu. With --peers the servers of `python -m bench peers` are installed as well,
+# this script runs as root on Debian or Ubuntu. So is openssl, which makes their certificates. With --peers the servers of `python -m bench peers` are installed as well,
 # as far as the distribution has them: their tests are skipped without them. So are the tests of a pooler without
 # PgBouncer, which is installed with the others.
 # Exit 0: the tests can start them. 1: they cannot, and the last lines say what to do. The tests start the servers.
@@ -53,7 +53,7 @@ if may_install && [ -n "$(missing pgbouncer:pgbouncer)" ]; then
 fi
 
 containers="memcached:memcached rabbitmq-server:rabbitmq-server"
-programs="mariadbd:mariadb-server postgres:postgresql redis-server:redis-server"
+programs="openssl:openssl mariadbd:mariadb-server postgres:postgresql redis-server:redis-server"
 wanted="$containers $programs"
 # shellcheck disable=SC2086 # one word each
 if command -v docker >/dev/null && timeout 10 docker info >/dev/null 2>&1; then

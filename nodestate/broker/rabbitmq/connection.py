@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
 
 import amqp
 import kombu
@@ -17,6 +19,7 @@ from nodestate.broker.sessions import ServerFacts, unavailable
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
 from nodestate.ports.forks import sever_in_children
+from nodestate.ports.tls import TlsFiles, client_context, tls_cause
 
 READ_AHEAD_BYTES: Final = 64 * 1024
 CLOSE_TIMEOUT_S: Final = 1.0
@@ -80,6 +83,7 @@ class RabbitConnection:
         self._kombu: Any = kombu.Connection(
             url,
             transport=_KOMBU_TRANSPORTS[scheme],
+            ssl=_tls_options(config.broker_tls, url) if scheme == "amqps" else False,
             connect_timeout=config.broker_timeout_s,
             heartbeat=heartbeat_s,
             transport_options={
@@ -92,6 +96,8 @@ class RabbitConnection:
         )
         """kombu's connection, which owns the AMQP connection."""
         try:
+            if scheme == "amqps":
+                client_context(config.broker_tls)  # its errors name the setting, and those of py-amqp do not
             # One attempt: the caller decides when to try again.
             self._kombu.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             self._amqp: Any = self._kombu.connection
@@ -111,6 +117,9 @@ class RabbitConnection:
             """The channel for declarations, and for single messages that are sent without a confirm."""
         except self.errors as error:
             self._kombu.collect()
+            if isinstance(error, ssl.SSLError):
+                cause = tls_cause(error, config.broker_tls, urlsplit(url).netloc.rpartition("@")[2])
+                raise BrokerUnavailableError(self.broker, cause) from error
             raise unavailable(config, error) from error
         except BaseException:
             self._kombu.collect()
@@ -190,6 +199,8 @@ class RabbitConnection:
 
     def drop(self) -> None:
         """Give up the connection without notifying the server, which may be gone."""
+        with suppress(OSError):
+            self.socket.settimeout(0)  # with TLS, py-amqp would wait for the server's last message
         self._kombu.collect()
 
     def _on_blocked(self, reason: str) -> None:
@@ -199,3 +210,11 @@ class RabbitConnection:
 
     def _on_unblocked(self) -> None:
         self.blocked = ""
+
+
+def _tls_options(files: TlsFiles, url: str) -> dict[str, Any]:
+    """py-amqp's arguments for a connection that verifies the server's certificate and its name."""
+    options = {"ca_certs": files.ca, "certfile": files.cert, "keyfile": files.key}
+    given = {name: value for name, value in options.items() if value}
+    # py-amqp compares the certificate's name only with a name that it is given.
+    return {"server_hostname": urlsplit(url).hostname or "localhost", "cert_reqs": ssl.CERT_REQUIRED, **given}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -16,6 +17,7 @@ from nodestate.broker.topology import CONTENT_TYPE
 from nodestate.broker.virtual.memory import MEMORY_LOCK, MemoryTransport
 from nodestate.config import Config
 from nodestate.model.limits import CUT_BODY_BYTES, MAX_BODY_BYTES
+from nodestate.ports.tls import TlsFiles
 
 REDIS_VISIBILITY_S: Final = 60
 """Redis has no connection that a delivery belongs to: a message that was not acked for this long is delivered again."""
@@ -151,4 +153,12 @@ def _kombu_connection(config: Config, url: str) -> Any:
         return kombu.Connection(url, transport_options=options)
     from nodestate.broker.virtual.redis import RedisTransport  # noqa: PLC0415 - the client of Redis is optional
 
-    return kombu.Connection(url, transport=RedisTransport, transport_options=options)
+    tls = _tls_options(config.broker_tls) if urlsplit(url).scheme == "rediss" else False
+    return kombu.Connection(url, transport=RedisTransport, transport_options=options, ssl=tls)
+
+
+def _tls_options(files: TlsFiles) -> dict[str, Any]:
+    """The arguments of Redis's client for a connection that verifies the server's certificate and its name."""
+    options = {"ssl_ca_certs": files.ca, "ssl_certfile": files.cert, "ssl_keyfile": files.key}
+    given = {name: value for name, value in options.items() if value}
+    return {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True, **given}

@@ -87,8 +87,9 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
         says = f"{one} was retired, but the queues of its {partitions} may still exist and fill up"
         yield Finding(WARN, "queues", says, f"run 'nodestate design retire {one}' again: it deletes them")
     changed_at = max((copy.control.version for copy in copies if copy.control is not None), default=0)
-    for address in (*config.store_servers, *(servers_of(config.store_b) if config.store_b else ())):
-        yield from _findings_or_error(f"store {address}", partial(examine_store, config, address, changed_at))
+    for url in filter(None, (config.store, config.store_b)):
+        for address in servers_of(url):
+            yield from _findings_or_error(f"store {address}", partial(examine_store, config, url, address, changed_at))
     if any(DESIGNS[stored.design].store_role is StoreRole.SQL for stored in designs):
         yield from _findings_or_error("store of the database", partial(examine_database, config))
     inspector = CellInspector(config, designs)

@@ -12,7 +12,7 @@ from nodestate.designs.connections import open_database
 from nodestate.model import MAX_STATE_BYTES
 from nodestate.ports import Put, Store, Write, WriteStatus
 from nodestate.store import keys
-from nodestate.store.memcached import MemcachedStore, ServerStats
+from nodestate.store.memcached import ServerStats, open_server
 from nodestate.text import count_text
 
 FULL_RATIO: Final = 0.9
@@ -28,16 +28,17 @@ OLDEST_MEMCACHED: Final = (1, 6)
 """The first version of memcached that has the meta commands, which nodestate needs."""
 
 
-def examine_store(config: Config, address: str, changed_at: float = 0.0) -> list[Finding]:
+def examine_store(config: Config, url: str, address: str, changed_at: float = 0.0) -> list[Finding]:
     """Examine one server by the figures that it reports.
 
     Args:
         config: Settings of the cell.
-        address: The server.
+        url: The setting ``store`` or ``store_b``.
+        address: One of its servers.
         changed_at: When the control record was last changed, in seconds since 1970; 0 if no record is stored.
     """
     about = f"store {address}"
-    store = MemcachedStore(address, timeout_s=config.store_timeout_s)
+    store = open_server(config, url, address)
     try:
         stats = store.stats()
         written = write_probe(store, config.cell)
