@@ -1,11 +1,8 @@
-"""TLS and login of the broker and of memcached: who gets the password, and what the errors say."""
+"""TLS and login of the broker and of memcached: no wrong server gets the password, and errors name the setting."""
 
 from __future__ import annotations
 
 import contextlib
-import socket
-import ssl
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,33 +16,9 @@ from nodestate.config import Config, load
 from nodestate.errors import BrokerUnavailableError, ConfigError, StoreUnavailableError
 from nodestate.ports import Put, Write, WriteStatus
 from nodestate.store.memcached import MemcachedStore, open_server, open_stores
+from tests.tls_listener import TlsListener
 
 MemcachedFactory = Callable[..., MemcachedServer]
-
-
-class TlsListener:
-    """A server with a certificate, which keeps what its client sends after the handshake."""
-
-    def __init__(self, certificate: Certificate) -> None:
-        self.received = b""
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(certificate.cert, certificate.key)
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listening.getsockname()[1]
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        connection, _ = self._listening.accept()
-        connection.settimeout(PATIENCE_S)
-        with contextlib.suppress(OSError), self._context.wrap_socket(connection, server_side=True) as encrypted:
-            while piece := encrypted.recv(4096):
-                self.received += piece
-        connection.close()
-
-    def close(self) -> None:
-        self._thread.join(PATIENCE_S)
-        self._listening.close()
 
 
 @pytest.fixture(scope="module")

@@ -24,18 +24,19 @@ RABBIT_MEMORY_MB: Final = 1_024
 class RabbitServer(Server):
     """A RabbitMQ node. Its data folder stays until ``close()``, so durable queues survive ``kill()``.
 
-    Raises ServerMissingError.
+    ``configuration`` is appended to its ``rabbitmq.conf``; only a program of this machine can have any. Raises
+    ServerMissingError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, configuration: str = "") -> None:
         port, distribution_port, epmd_port = free_ports(3)
         # Debian puts a wrapper on PATH that changes the user; the script behind it works for any user.
         program = find_program("rabbitmq-server", "/usr/lib/rabbitmq/bin")
         epmd = find_program("epmd")
         host: ServerHost
         if program and epmd:
-            host = RabbitNode(program, epmd, port, distribution_port, epmd_port)
-        elif docker_answers():
+            host = RabbitNode(program, epmd, port, distribution_port, epmd_port, configuration)
+        elif docker_answers() and not configuration:
             host = ServerContainer(RABBIT_IMAGE, 5672, port)
         else:
             message = "RabbitMQ is neither installed (apt-get install rabbitmq-server) nor to be had through Docker"
@@ -61,7 +62,7 @@ class RabbitNode:
     By default Erlang starts one port mapper for the whole machine, which outlives the node. This one has its own port.
     """
 
-    def __init__(self, program: str, epmd: str, port: int, distribution_port: int, epmd_port: int) -> None:
+    def __init__(self, program: str, epmd: str, port: int, distribution_port: int, epmd_port: int, more: str) -> None:
         folder = Path(tempfile.mkdtemp(prefix="nodestate-rabbit-"))
         epmd_folder = folder / "epmd"
         epmd_folder.mkdir()
@@ -73,7 +74,7 @@ class RabbitNode:
             "disk_free_limit.absolute = 10MB\n"
             "log.console = true\n"
             "log.console.level = warning\n"
-            "log.file = false\n",
+            f"log.file = false\n{more}",
             encoding="utf-8",
         )
         plugins = folder / "enabled_plugins"

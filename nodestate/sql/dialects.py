@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -37,6 +35,10 @@ class Dialect:
     """Codes of errors for lack of space."""
     refused: frozenset[str]
     """Codes of errors for lack of rights."""
+    parameters: tuple[str, ...]
+    """Parameters that a URL may have after the question mark."""
+    tls: str = ""
+    """Advice for an error of TLS."""
     refused_in_words: re.Pattern[str] = re.compile(r"(?!)")
     """Texts of connect errors without a code that mean a lack of rights."""
 
@@ -74,6 +76,9 @@ _MYSQL: Final = Dialect(
     again=frozenset({"1213", "1205"}),  # deadlock, lock wait
     full=frozenset({"1114", "1021", "3"}),  # table full, disk full, error writing a file
     refused=frozenset({"1142", "1044", "1045", "1049", "1290", "1665", "1792", "1836", "1143", "1227"}),
+    parameters=("ssl_ca", "ssl_cert", "ssl_key", "ssl_cipher", "unix_socket", "charset"),
+    tls="the parameters ssl_ca, ssl_cert and ssl_key of the URL name the files for TLS, and the host of the URL must "
+    "be a name in the server's certificate",
 )
 _POSTGRES: Final = Dialect(
     now="EXTRACT(EPOCH FROM clock_timestamp())",
@@ -86,6 +91,13 @@ _POSTGRES: Final = Dialect(
     again=frozenset({"40P01", "40001", "55P03"}),
     full=frozenset({"53100", "53200", "54000"}),
     refused=frozenset({"42501", "25006", "28000", "28P01", "3D000"}),
+    parameters=(
+        *("sslrootcert", "sslcert", "sslkey", "sslmode", "sslcrl", "channel_binding", "gssencmode", "krbsrvname"),
+        *("host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service"),
+        *("application_name", "options", "target_session_attrs"),
+    ),
+    tls="the parameters sslrootcert, sslcert and sslkey of the URL name the files for TLS, and the host of the URL "
+    "must be a name in the server's certificate",
     refused_in_words=re.compile(
         r"authentication failed|pg_hba\.conf|(role|database) .* does not exist|permission denied"
     ),
@@ -98,6 +110,7 @@ _SQLITE: Final = Dialect(
     again=frozenset({"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_BUSY_SNAPSHOT"}),
     full=frozenset({"SQLITE_FULL"}),
     refused=frozenset({"SQLITE_READONLY", "SQLITE_READONLY_DBMOVED", "SQLITE_PERM", "SQLITE_AUTH", "SQLITE_CANTOPEN"}),
+    parameters=("uri", "mode", "cache", "immutable", "nolock", "vfs"),
 )
 _DIALECTS: Final[Mapping[str, Dialect]] = {
     "mysql": _MYSQL,
@@ -117,9 +130,22 @@ def dialect_of(url: str) -> tuple[sa.URL, Dialect]:
     name = parsed.get_backend_name()
     if name not in _DIALECTS:
         raise ConfigError(f"sql {name!r} is no kind of database that nodestate supports; give {_EXAMPLES}")
+    dialect = _DIALECTS[name]
+    if unknown := [parameter for parameter in parsed.query if parameter not in dialect.parameters]:
+        raise ConfigError(
+            f"sql {safe_url(url)!r} has parameters after the question mark that nodestate does not know "
+            f"({', '.join(unknown)}): remove them; known are {', '.join(dialect.parameters)}"
+        )
+    if name != "postgresql" and "ssl_ca" not in parsed.query and any(each.startswith("ssl_") for each in parsed.query):
+        raise ConfigError(
+            f"sql {safe_url(url)!r} has no ssl_ca, without which the driver does not verify the server's certificate: "
+            "give the file with the authority's certificate as ssl_ca"
+        )
+    if "sslrootcert" in parsed.query and "sslmode" not in parsed.query:
+        parsed = parsed.update_query_dict({"sslmode": "verify-full"})  # libpq's default verifies nothing
     if "+" not in parsed.drivername:
         parsed = parsed.set(drivername=f"{name}+{DRIVERS[name]}")
-    return parsed, _DIALECTS[name]
+    return parsed, dialect
 
 
 def shown_url(url: sa.URL) -> str:
@@ -133,36 +159,18 @@ def engine_of(url: str, timeout_s: float, **options: Any) -> sa.Engine:
     if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
         raise ConfigError(f"sql {safe_url(url)!r} exists only within one connection; give sqlite:////path/to/file.db")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", exc.SAWarning)  # of parameters that the driver of SQLite does not know
-            engine = sa.create_engine(parsed, connect_args=dialect.connect_args(timeout_s), **options)
+        engine = sa.create_engine(parsed, connect_args=dialect.connect_args(timeout_s), **options)
     except ModuleNotFoundError as error:
         raise ConfigError(f"sql {parsed.drivername} needs its driver ({error}): pip install 'nodestate[sql]'") from None
-    except exc.SAWarning:
-        raise _unknown_parameter(parsed) from None
-    connect = engine.dialect.connect
     if parsed.drivername == "postgresql+psycopg":
         from nodestate.sql.waiting import connection_with, limit_transaction  # noqa: PLC0415  only it needs psycopg
 
-        connect = partial(connection_with, timeout_s)
+        def connected(_dialect: object, _record: object, given: Any, named: Any) -> Any:
+            return connection_with(timeout_s, *given, **named)
+
         sa.event.listen(engine, "begin", limit_transaction)
-
-    def connected(_dialect: object, _record: object, given: Any, named: Any) -> Any:
-        try:
-            return connect(*given, **named)
-        except Exception as error:
-            if parsed.query and (isinstance(error, TypeError) or "invalid connection option" in str(error)):
-                raise _unknown_parameter(parsed) from None
-            raise
-
-    sa.event.listen(engine, "do_connect", connected)
+        sa.event.listen(engine, "do_connect", connected)
     return engine
-
-
-def _unknown_parameter(url: sa.URL) -> ConfigError:
-    return ConfigError(
-        f"sql {shown_url(url)!r} has a parameter after the question mark that its driver does not know: remove it"
-    )
 
 
 _EXAMPLES: Final = (
@@ -182,14 +190,18 @@ def code_of(error: exc.DBAPIError) -> str:
     return str(first)
 
 
+_ABOUT_TLS: Final = re.compile(r"(?i)certificate|\bssl\b|\btls\b|no encryption")
+
+
 def meaning_of(error: exc.SQLAlchemyError, dialect: Dialect, url: sa.URL) -> StoreError:
     """Translate a database's error to an error of the store, without the password of the database's URL."""
     server = shown_url(url)
     cause = safe_text(str(getattr(error, "orig", None) or error), url.render_as_string(hide_password=False))
+    advice = f"; {dialect.tls}" if dialect.tls and _ABOUT_TLS.search(cause) else ""
     if isinstance(error, exc.DBAPIError):
         code = code_of(error)
         if code in dialect.full:
             return DatabaseFullError(server, cause)
         if code in dialect.refused or dialect.refused_in_words.search(code):
-            return StoreRefusedError(server, cause)
-    return StoreUnavailableError(server, cause)
+            return StoreRefusedError(server, cause + advice)
+    return StoreUnavailableError(server, cause + advice)

@@ -97,7 +97,7 @@ class RabbitConnection:
         """kombu's connection, which owns the AMQP connection."""
         try:
             if scheme == "amqps":
-                client_context(config.broker_tls)  # its errors name the setting, and those of py-amqp do not
+                client_context(config.broker_tls)  # its errors name the setting, unlike the errors of py-amqp
             # One attempt: the caller decides when to try again.
             self._kombu.ensure_connection(max_retries=0, reraise_as_library_errors=False)
             self._amqp: Any = self._kombu.connection
