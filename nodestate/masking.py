@@ -16,7 +16,8 @@ MIN_SECRET_CHARS: Final = 4
 
 _NEXT_URL: Final = re.compile(r"[;,]\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)")
 """Separates the URLs of a list for failover."""
-_QUERY_VALUE: Final = re.compile(r"([?&;])([^=&;?]+)=([^&]*)")
+_QUERY_VALUE: Final = re.compile(r"([?&;])([^=&;?]+)=([^&]*(?:&(?![^&=;?]+=)[^&]*)*)")
+"""A parameter. Text after ``&`` that is no other parameter belongs to the value, because it may be half a password."""
 _SECRET_NAME: Final = re.compile(r"(?i)pass|pwd|secret|token|credential|auth|key\Z")
 _SERVERS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]*\]?|[^:\[\]]*)(?::\d{0,5})?")
 """A host and its port, without a user."""

@@ -18,7 +18,7 @@ from nodestate.broker.sessions import unavailable
 from nodestate.cli.logs import mask_secrets_of, set_up_logs
 from nodestate.config import Config, load, servers_of
 from nodestate.errors import ConfigError
-from nodestate.masking import MIN_SECRET_CHARS, safe_text, safe_url
+from nodestate.masking import safe_text, safe_url
 from nodestate.sql.dialects import dialect_of, meaning_of
 
 SHAPES: Final = (
@@ -40,9 +40,9 @@ SHAPES: Final = (
     "user:{}@host",
     " amqp://user:{}@host",
 )
-PASSWORDS: Final = st.text(
-    st.sampled_from("aZ09@/:;,#?&=%+ '\"[]{}\\é\n") | st.characters(), min_size=MIN_SECRET_CHARS, max_size=12
-)
+PARTS: Final = st.text(st.sampled_from("aZ09@/:;,#?&=%+ '\"[]{}\\é\n") | st.characters(), max_size=6)
+PASSWORDS: Final = st.builds(lambda before, after: f"{before}Zq9~{after}", PARTS, PARTS)
+"""Passwords of at least ``MIN_SECRET_CHARS`` characters, in no message by chance."""
 
 
 def of_any_url(test: Callable[[str, str], None]) -> Callable[[], None]:
@@ -80,6 +80,7 @@ def test_no_error_of_a_setting_contains_the_password_of_its_url(url: str, passwo
 
 @of_any_url
 def test_a_librarys_error_that_quotes_the_url_or_a_part_is_masked(url: str, password: str) -> None:
+    assume("&" not in password or "=" not in password)  # in a query, it is then the end of the password
     shown = safe_url(url)
     cause = safe_text(f"no host {password!s} of {url}", url)
     assert password in shown or password not in cause
