@@ -163,7 +163,7 @@ class OwnedPartition:
         self.incomplete = {record.name for record in records if record.incomplete}
 
     def stored_records(self) -> list[NodeRecord]:
-        """Return the records without the pending events, by slot: each was stored in every design."""
+        """Return, in the order of slots, the record of each node as it was last stored in every design."""
         if self.pending is None:
             return self.records
         records = self.records[: self.pending.batch.size_before]

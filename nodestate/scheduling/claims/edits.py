@@ -94,7 +94,10 @@ class UnknownOutcomes:
         self._by_node.setdefault(node, set()).update(claim_ids)
 
     def discard(self, node: str, claim_id: str) -> None:
-        """Note that a claim is about to be written again, so that it must not be dropped if it is found."""
+        """Remove a claim from these claims, because it is about to be written again.
+
+        If a later read finds the claim in its record, the claim is kept.
+        """
         self._by_node.get(node, set()).discard(claim_id)
 
     def resolve(self, node: str, found: Collection[str]) -> set[str]:

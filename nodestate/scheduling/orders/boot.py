@@ -157,7 +157,8 @@ class Boot:
             clock: The time for the order's id.
             ids: The source of the random part of the order's id.
             deadline: The time after which the agent refuses the order, in seconds since 1970 by the agent's clock.
-            clock_origin: The origin of that clock, as the agent told it last.
+            clock_origin: The agent's wall-clock time minus its monotonic time, as the agent told it last. An agent
+                whose clock was set since then refuses the order. Unset if the agent did not tell it.
             reply_to: The queue for the answer.
         """
         claim, node, original = self.placing.claim, self.placing.node, self.placing.original

@@ -60,10 +60,12 @@ class JointBoots:
         self._held.append(boot)
 
     def release(self, sent: Collection[Boot]) -> list[Boot]:
-        """Return the held boots that need not wait any longer, because no other member waits for an answer.
+        """Hold the boots no longer in whose groups no boot waits for an answer, and return them.
+
+        The caller chooses another node for them, or fails them.
 
         Args:
-            sent: The boots that wait for an answer.
+            sent: The boots that wait for an answer to their order.
         """
         waiting = {id(boot) for boot in sent}
         released = [boot for boot in self._held if not any(id(other) in waiting for other in boot.together)]
