@@ -22,7 +22,7 @@ from nodestate.cli.command import PrintableConsole
 from nodestate.cli.doctor import command as doctor
 from nodestate.cli.doctor.findings import WARN, Finding
 from nodestate.cli.logs import set_up_logs
-from nodestate.cli.printable import printable, printable_json
+from nodestate.text import printable, printable_json
 
 HOSTILE: Final = "a\x1b[2J\x9b31mb\x7f\u202ec\u200f\u2066d\x07\x85\u2028\U000e0041e"
 """ESC, C1, DEL, marks of direction, BEL, NEL, a line separator, and an invisible letter."""

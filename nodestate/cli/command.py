@@ -23,11 +23,11 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from nodestate.cli.logs import FORMATS, LEVELS, mask_secrets_of, set_up_logs
-from nodestate.cli.printable import printable, printable_json
 from nodestate.config import Config, load
 from nodestate.designs import DESIGNS
 from nodestate.errors import BadRequestError, ConfigError, NodestateError, NotFoundError
 from nodestate.ports import StoreRole
+from nodestate.text import printable, printable_json
 
 PLAIN_WIDTH_CHARS: Final = 160
 """Width of tables that are printed into a file or a pipe."""

@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from nodestate.cli.printable import printable
 from nodestate.cli.streams import OutputError, set_up_streams
 from nodestate.masking import safe_text
+from nodestate.text import printable
 
 USAGE_KIND: Final = "usage"
 """The ``kind`` of errors in options and arguments. Those of nodestate's own errors stand in ``nodestate.errors``."""

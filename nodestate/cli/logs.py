@@ -13,9 +13,9 @@ from typing import Any, Final, TextIO
 
 import structlog
 
-from nodestate.cli.printable import LINES, printable
 from nodestate.config import Config
 from nodestate.masking import safe_text
+from nodestate.text import LINES, printable
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("console", "json")

@@ -20,11 +20,11 @@ from nodestate.broker import KombuSink
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.event_stream import read_events
 from nodestate.cli.ordered_publisher import OrderedPublisher
-from nodestate.cli.printable import printable_json
 from nodestate.errors import BadEventError, ConfigError, NodestateError
 from nodestate.model import check_event, event_from_json
 from nodestate.model.partitioning import bucket_of
 from nodestate.ports import SystemClock
+from nodestate.text import printable_json
 
 SHOW_EVERY_COUNT = 200
 """Lines between two updates of the progress bar."""

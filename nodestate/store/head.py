@@ -17,7 +17,8 @@ from nodestate.ports import MAX_TTL_S, Item, Key
 from nodestate.store import keys
 from nodestate.store.damage import DAMAGE
 from nodestate.store.round_trips import Step, Steps
-from nodestate.store.wire import DECODE_ERRORS, Codec, printable, record_name
+from nodestate.store.wire import DECODE_ERRORS, Codec, record_name
+from nodestate.text import printable
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ class SectionCodec(Generic[T]):
         try:
             section = self._decode(head.section)
         except DECODE_ERRORS as error:
-            raise CorruptItemError(f"no valid {self._name}: {printable(error)}") from None
+            raise CorruptItemError(f"no valid {self._name}: {printable(str(error))}") from None
         if not self._is_consistent(section, head):
             raise CorruptItemError(f"a {self._name} whose fields contradict each other")
         return section

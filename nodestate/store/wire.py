@@ -20,6 +20,7 @@ from nodestate.model import NODE_NAME_PATTERN, NodeRecord
 from nodestate.model.record import column_bytes, require_consistent_columns
 from nodestate.ports import Item
 from nodestate.store.damage import DAMAGE
+from nodestate.text import printable
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ class Codec(Generic[T]):
             if self._check is not None:
                 self._check(record)
         except DECODE_ERRORS as error:
-            raise CorruptItemError(f"no valid {self._name}: {printable(error)}") from None
+            raise CorruptItemError(f"no valid {self._name}: {printable(str(error))}") from None
         return record
 
     def find(self, key: str, item: Item | None) -> T | None:
@@ -90,12 +91,6 @@ class Codec(Generic[T]):
         except CorruptItemError as error:
             DAMAGE.report(key, str(error))
             return None
-
-
-def printable(error: Exception) -> str:
-    """The text of an error. It may quote stored text, whose control characters would reach a terminal."""
-    text = str(error)
-    return text if text.isprintable() else ascii(text)
 
 
 def are_names(names: Sequence[str]) -> bool:
@@ -139,7 +134,7 @@ def unpack_block(raw: bytes) -> list[tuple[str, bool, bytes]]:
                 require_consistent_columns(record)
             found.append((record.name, record.incomplete, bytes(encoded)))
     except DECODE_ERRORS as error:
-        raise CorruptItemError(f"not a node record: {printable(error)}") from None
+        raise CorruptItemError(f"not a node record: {printable(str(error))}") from None
     if not are_names([name for name, _, _ in found]):
         raise CorruptItemError("not a node record: a name that no node can have")
     return found
@@ -151,7 +146,7 @@ def unpack_record(encoded: bytes | msgspec.Raw) -> NodeRecord:
         record = _decode_record(encoded)
         require_consistent_columns(record)
     except DECODE_ERRORS as error:
-        raise CorruptItemError(f"not a node record: {printable(error)}") from None
+        raise CorruptItemError(f"not a node record: {printable(str(error))}") from None
     return record
 
 
