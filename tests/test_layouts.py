@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from harness.waiting import PATIENCE_S, wait_until
+from nodestate.broker.layouts import KombuLayouts
+from nodestate.config import Config
 from nodestate.consumers.member import Member
 from nodestate.consumers.seed_layout import SeedLayout
 from nodestate.designs import DESIGNS
@@ -17,7 +24,7 @@ from nodestate.designs.layout_removal import remove_layout_epochs
 from nodestate.designs.reader import Reader
 from nodestate.errors import BrokerUnavailableError, FencedError
 from nodestate.model import Receipt, Version
-from nodestate.ports import Source
+from nodestate.ports import Source, SystemClock
 from nodestate.store import keys
 from nodestate.store.liveness import fresh_s
 from nodestate.view.view import View
@@ -510,6 +517,38 @@ def test_a_layout_that_is_prepared_while_its_queues_are_looked_for_keeps_them(mo
     world.run_well(10)
     assert layouts_with_queues(world) == [2, 3]
     assert world.broker.aside == {}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_adapter_looks_for_layouts_without_keeping_its_caller(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    @contextmanager
+    def slow_session(_config: Config, _name: str) -> Iterator[Any]:
+        asked.set()
+        assert answers.wait(PATIENCE_S)
+        if fails:
+            raise BrokerUnavailableError("broker", "away")
+        yield SimpleNamespace(queues=SimpleNamespace(layouts=lambda _topology: [2, 3]))
+
+    monkeypatch.setattr("nodestate.broker.layouts.one_off_session", slow_session)
+    adapter, outcomes = KombuLayouts(Config(), 1, 1, SystemClock()), list[list[int] | str]()
+    assert adapter.found() is None
+    assert asked.wait(PATIENCE_S)
+    assert adapter.found() is None
+    answers.set()
+
+    def is_over() -> bool:
+        try:
+            found = adapter.found()
+        except BrokerUnavailableError:
+            outcomes.append("error")
+        else:
+            outcomes.extend([found] if found is not None else [])
+        return bool(outcomes)
+
+    wait_until(is_over, "the search does not end")
+    assert outcomes == (["error"] if fails else [[2, 3]])
 
 
 def test_a_search_for_layouts_that_takes_long_or_fails_stops_no_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
