@@ -28,11 +28,10 @@ Count = Annotated[int, Meta(ge=1)]
 
 AuthMode = Annotated[str, Meta(pattern=r"\A(off|accept|warn|require)\Z")]
 
+Url = Annotated[str, "a URL, which may contain a password"]
+Password = Annotated[str, "a password"]
+
 DESIGN_NAMES: Final = ("journal", "snapshot", "sql", "journal_b", "snapshot_b")
-URL_SETTINGS: Final = ("broker", "store", "store_b", "sql")
-"""Settings that are URLs, and may contain passwords."""
-SECRET_SETTINGS: Final = (*URL_SETTINGS, "store_password")
-"""Settings that are or may contain passwords. A file has the value of the setting NAME if NAME_file names it."""
 LEASE_RENEWALS_COUNT: Final = 5
 """Number of renewals that may be late or lost before a head expires."""
 
@@ -43,7 +42,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     The TOML file uses the names below. The environment uses the same names in capitals after ``NODESTATE_``.
     """
 
-    broker: str = "memory://"
+    broker: Url = "memory://"
     """URL of the message broker, in kombu's form: amqp://user:password@host:5672//, memory://, redis://…"""
     broker_ca: str = ""
     """PEM file with the authorities that may sign the broker's certificate (amqps, rediss). Empty: the system's."""
@@ -51,7 +50,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """PEM file with the certificate that this process presents to the broker. Empty: none."""
     broker_key: str = ""
     """PEM file with the private key of broker_cert. Empty: it is in the same file."""
-    store: str = "memory://"
+    store: Url = "memory://"
     """memcached://host:port,host:port or memory://. Partition p is stored on server p modulo their number.
 
     memcacheds:// is memcached with TLS, and memcached+unix:///path,/path names unix sockets.
@@ -64,11 +63,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """PEM file with the private key of store_cert. Empty: it is in the same file."""
     store_user: str = ""
     """User for memcached servers with an authentication file (-Y). Empty: no login."""
-    store_password: str = ""
+    store_password: Password = ""
     """Password of store_user."""
-    store_b: str = ""
+    store_b: Url = ""
     """Other memcached servers, for a move of the cell: the designs journal_b and snapshot_b are stored there."""
-    sql: str = ""
+    sql: Url = ""
     """SQLAlchemy URL of the database for the design sql; empty if it is not used."""
     cell: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,24}\Z")] = "cell1"
     """Name of the cell: one independent deployment with its own keys, exchange and queues."""
@@ -154,8 +153,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The settings that may contain passwords."""
+        """The settings that are URLs, and may contain passwords."""
         return tuple(getattr(self, name) for name in URL_SETTINGS)
+
+    @property
+    def passwords(self) -> tuple[str, ...]:
+        """The settings that are passwords."""
+        return tuple(getattr(self, name) for name in PASSWORD_SETTINGS)
 
     def __repr__(self) -> str:
         return f"Config({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
@@ -166,9 +170,17 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return [(name, _shown(name, value)) for name, value in values.items()]
 
 
+URL_SETTINGS: Final = tuple(field.name for field in msgspec.structs.fields(Config) if field.type == Url)
+"""Settings that are URLs, and may contain passwords."""
+PASSWORD_SETTINGS: Final = tuple(field.name for field in msgspec.structs.fields(Config) if field.type == Password)
+"""Settings that are passwords."""
+SECRET_SETTINGS: Final = (*URL_SETTINGS, *PASSWORD_SETTINGS)
+"""Settings that are or may contain passwords. A file has the value of the setting NAME if NAME_file names it."""
+
+
 def _shown(name: str, value: Any) -> Any:
     """The value of a setting without passwords."""
-    if name == "store_password" and value:
+    if name in PASSWORD_SETTINGS and value:
         return MASK
     return safe_url(value) if name in URL_SETTINGS else value
 

@@ -7,6 +7,7 @@ too much rather than too little: a URL need not be valid, and a password may con
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import unquote
 
@@ -33,24 +34,25 @@ def safe_url(url: str) -> str:
     return _masked(url)[0]
 
 
-def safe_text(text: str, *urls: str) -> str:
+def safe_text(text: str, *urls: str, passwords: Iterable[str] = ()) -> str:
     """Return a text without the passwords of the URLs that it contains.
 
     Args:
         text: such as the error of another library.
         urls: settings. Their passwords, and parts of the passwords, are masked in the whole text. A password that is
             also the user or the host of its URL is no secret, and stays.
+        passwords: settings that are passwords. They are masked in the whole text.
     """
-    for secret in _secrets_of(urls):
+    for secret in _secrets_of(urls, passwords):
         text = text.replace(secret, MASK)
     if "://" in text:
         text = _LOGIN_IN_TEXT.sub(rf"\1:{MASK}@", _QUERY_IN_TEXT.sub(rf"\1{MASK}", text))
     return text
 
 
-def _secrets_of(urls: tuple[str, ...]) -> list[str]:
+def _secrets_of(urls: tuple[str, ...], passwords: Iterable[str]) -> list[str]:
     """The passwords of these URLs, decoded and not, and their parts: a library may take a part for a host or a port."""
-    found = set()
+    found = {password for password in passwords if len(password) >= MIN_SECRET_CHARS}
     for url in urls:
         shown, secrets = _masked(url)
         for secret in secrets:

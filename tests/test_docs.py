@@ -16,7 +16,7 @@ import pytest
 
 from bench.adr_figures import __main__ as adr_figures
 from nodestate.cli import every_command
-from nodestate.config import Config
+from nodestate.config import SECRET_SETTINGS, Config
 from nodestate.designs import DESIGNS
 from nodestate.errors import BadEventError
 from nodestate.model import event_from_json
@@ -174,6 +174,13 @@ def test_generated_parts_are_up_to_date(path: Path) -> None:
 def test_every_setting_is_documented() -> None:
     documented = [row[0].strip("`") for row in table_rows(text_of("reference/settings.md")) if len(row) == 4]
     assert documented == list(Config.__struct_fields__)
+
+
+def test_every_setting_that_is_described_as_a_url_or_a_password_is_declared_as_a_secret() -> None:
+    """Masking, and the settings NAME_file, follow the declared types of the fields."""
+    rows = [row for row in table_rows(text_of("reference/settings.md")) if len(row) == 4]
+    described = {row[0].strip("`") for row in rows if re.search(r"URL|(?i:passw|secret)", " ".join(row))}
+    assert {"broker", "sql", "store_password"} <= described <= {*SECRET_SETTINGS}
 
 
 def test_every_command_is_documented() -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import exc
 
 from nodestate.broker.sessions import unavailable
 from nodestate.cli.logs import mask_secrets_of, set_up_logs
-from nodestate.config import Config, load, servers_of
+from nodestate.config import PASSWORD_SETTINGS, SECRET_SETTINGS, Config, load, servers_of
 from nodestate.errors import ConfigError
 from nodestate.masking import safe_text, safe_url
 from nodestate.sql.dialects import dialect_of, meaning_of
@@ -136,6 +136,25 @@ def test_logs_and_tracebacks_have_no_passwords(form: str, capsys: pytest.Capture
     logged = capsys.readouterr().err
     assert logged.count("Port could not be cast") == 2
     assert "s3cret" not in logged
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_every_setting_that_is_a_secret_is_masked(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    secrets = {name: f"s3cret of {name}" for name in SECRET_SETTINGS}
+    values = {name: text if name in PASSWORD_SETTINGS else f"amqp://user:{text}@host" for name, text in secrets.items()}
+    config = Config(**values)
+    assert not any(secret in repr(config) for secret in secrets.values())
+    set_up_logs("info", form)
+    mask_secrets_of(config)
+    try:
+        raise ValueError([f"cannot parse {secret}" for secret in secrets.values()])  # noqa: TRY301 - it is printed
+    except ValueError:
+        structlog.get_logger("x").exception("failed")
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]  # there is an exception
+    mask_secrets_of(Config())
+    logged = capsys.readouterr().err
+    assert logged.count("cannot parse ***") == 2 * len(secrets)
+    assert [name for name, secret in secrets.items() if secret in logged] == []
 
 
 def test_an_error_of_usage_does_not_repeat_a_password() -> None:

@@ -21,14 +21,14 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 FORMATS: Final = ("console", "json")
 _OF_SEVERAL_LINES: Final = frozenset({"exception", "stack"})
 
-_secret_urls: tuple[str, ...] = ()
-"""The URLs of the settings. Their passwords are masked in tracebacks, which quote errors of other libraries."""
+_settings = Config()
+"""Settings whose passwords are masked in tracebacks, which quote errors of other libraries."""
 
 
 def mask_secrets_of(config: Config) -> None:
     """Mask the passwords of these settings in all tracebacks that are printed from now on."""
-    global _secret_urls  # noqa: PLW0603 - as the hook and the loggers that use it, one for the process
-    _secret_urls = config.urls
+    global _settings  # noqa: PLW0603 - as the hook and the loggers that use it, one for the process
+    _settings = config
 
 
 class _Stderr:
@@ -96,11 +96,15 @@ def _dumps(event: object, **options: Any) -> str:
 def _format_printable_traceback(stream: TextIO, error: Any) -> None:
     text = io.StringIO()
     structlog.dev.plain_traceback(text, error)
-    stream.write(printable(safe_text(text.getvalue(), *_secret_urls)))
+    stream.write(printable(_without_secrets(text.getvalue())))
 
 
 def _format_exception(exc_info: tuple[type[BaseException], BaseException, TracebackType | None]) -> str:
-    return safe_text("".join(traceback.format_exception(*exc_info)).rstrip(), *_secret_urls)
+    return _without_secrets("".join(traceback.format_exception(*exc_info)).rstrip())
+
+
+def _without_secrets(text: str) -> str:
+    return safe_text(text, *_settings.urls, passwords=_settings.passwords)
 
 
 def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
