@@ -95,8 +95,9 @@ class FleetRefresher:
         view = self.reader.read(max_age=bound, node_max_age=self.node_max_age, on_stale="exclude")
         if view.age > bound:
             view = self.reader.read(max_age=bound, on_stale="refuse")  # raises the error with the cause
+        before = self.fleet.changes
         self.fleet.advance(view)
-        self.claim_table.on_fleet_advanced()
+        self.claim_table.on_fleet_advanced(before)
         if self._claims_read_count < len(self.fleet):  # once for each new node: other schedulers may have claims on it
             self.claim_table.read_records(self.fleet.names[self._claims_read_count :])
             self._claims_read_count = len(self.fleet)

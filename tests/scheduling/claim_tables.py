@@ -79,9 +79,9 @@ class Party:
 
     def look(self, view: View) -> None:
         """Advance to this view, and read the records of nodes that are new in it."""
-        known = len(self.fleet)
+        known, before = len(self.fleet), self.fleet.changes
         self.fleet.advance(view)
-        self.claim_table.on_fleet_advanced()
+        self.claim_table.on_fleet_advanced(before)
         if known < len(self.fleet):
             self.claim_table.read_records(self.fleet.names[known:])
 
@@ -129,6 +129,13 @@ class Party:
     def free(self, node: str) -> int:
         """The free processors of a node, as this scheduler's fleet shows them."""
         return int(self.fleet.free["VCPU"][self.fleet.rows[node]])
+
+    def subtracts_all_claims(self, node: str) -> bool:
+        """Whether the claims that the fleet subtracts are the ones in the node's record and edits."""
+        row, outstanding = self.fleet.rows[node], self.fleet.claim_overlay.outstanding
+        before = outstanding.get(row)
+        self.claim_table._overlay.apply([node])
+        return outstanding.get(row) == before
 
     def usable(self, node: str) -> bool:
         """Whether this scheduler may place anything on a node."""

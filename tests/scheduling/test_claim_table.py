@@ -589,6 +589,21 @@ def test_unanswered_removal_is_repeated(fault: Fault) -> None:
     assert two.free("a") == 8
 
 
+def test_room_of_a_lost_claim_stays_subtracted_while_another_claim_is_written() -> None:
+    """The record is read, and the loss found, in the middle of a flush."""
+    parties = begun("one")
+    [one] = parties.parties
+    lost = taken(one.take("a", 4))
+    one.connections[0].faults.append(Fault(0))
+    one.take("a", 1)  # not answered: the record is unknown
+    parties.clock.advance(1.0)
+    parties.evict("a")
+    taken(one.take("a", 2))
+    assert one.free("a") == 8 - 4 - 2
+    one.claim_table.flush_all()
+    assert (lost.id in parties.ids("a"), one.free("a")) == (True, 8 - 4 - 2)
+
+
 @pytest.mark.parametrize("fault", EFFECTS.values(), ids=EFFECTS)
 def test_claim_stays_held_if_its_extension_was_not_answered(fault: Fault) -> None:
     """It is the same claim with a later deadline: its holder counts on it in any case (I9). Regression: the next read

@@ -126,6 +126,7 @@ class ClaimsMachine(RuleBasedStateMachine):
             self.at[party] = fresh
             party.look(self.views[fresh][0])
         party.claim_table.expire()
+        assert party.subtracts_all_claims(NODE)
         return party
 
     @rule(number=numbers, size=sizes, build=st.sampled_from(["no", "later", "now"]), steps=st.integers(0, 3))

@@ -127,12 +127,12 @@ class ClaimTable:
 
     # -- time passes
 
-    def on_fleet_advanced(self) -> None:
-        """Stop subtracting the claims that the new view shows as allocations.
+    def on_fleet_advanced(self, since: int) -> None:
+        """Stop subtracting the claims that the new view shows as allocations: the nodes' usage includes them now.
 
-        Their resources are part of the usage that the nodes report now.
+        ``since`` is ``Fleet.changes`` before the fleet advanced.
         """
-        self._overlay.apply_changes()
+        self._overlay.apply_changes(since)
 
     def expire(self) -> None:
         """Stop subtracting, and stop holding, the claims whose deadline has passed by their server's clock."""
@@ -339,15 +339,15 @@ class ClaimTable:
 
     def _write(self, edits: Mapping[str, Edit]) -> Steps[dict[str, WriteStatus | NodestateError]]:
         """Write the edits of nodes that have the same server. Returns the outcome for each node, see ``flush``."""
-        unknown = [node for node in edits if node not in self.records.known]
+        unknown = {node for node in edits if node not in self.records.known}
         if unknown:
-            yield from self._fetch(unknown)
+            yield from self._fetch(list(unknown))
         server = self.servers.of(next(iter(edits)))
         now = server.server_time()
         outcomes: dict[str, WriteStatus | NodestateError] = {}
         edited: dict[str, ClaimRecord] = {}
         for node, edit in edits.items():
-            record = self._edited(node, edit, now)
+            record = self._edited(node, edit, now, was_read=node in unknown)
             if isinstance(record, WriteStatus):
                 outcomes[node] = record
             else:
@@ -380,8 +380,10 @@ class ClaimTable:
             yield from self._fetch(again)
         return outcomes
 
-    def _edited(self, node: str, edit: Edit, now: float) -> ClaimRecord | WriteStatus:
+    def _edited(self, node: str, edit: Edit, now: float, *, was_read: bool) -> ClaimRecord | WriteStatus:
         """Return the known record with the edit applied, or the reason why the edit must not be written.
+
+        The fleet shows the edit already, except if the record ``was_read`` since the edit was made.
 
         Returns ``CONFLICT``, as after a lost compare-and-swap, in these cases:
 
@@ -403,7 +405,8 @@ class ClaimTable:
         if edit.add and len(record.claims) > MAX_CLAIMS_COUNT:
             return WriteStatus.FULL
         if edit.add and row is not None and allocated is not None:
-            self._fleet.overlay(row, outstanding_claims(record.claims, now, allocated))
+            if was_read:
+                self._fleet.overlay(row, outstanding_claims(record.claims, now, allocated))
             if record.seen > self._fleet.version[row] or not self._has_room(row, edit.add.values()):
                 return WriteStatus.CONFLICT
         return record
@@ -428,8 +431,9 @@ class ClaimTable:
         self.records.update(node, record, cas)
         if edit.add:
             self.stats.restored += self.own.add(node, edit.add, record.born)
-        self._schedule_deadline(node, time_or_zero(self.servers.of(node)))
-        self._overlay.apply([node])
+            self._deadlines.schedule(node, min(claim.until for claim in edit.add.values()))
+        if not edit.add or self._edits.of(node) is not None:  # otherwise the overlay shows this record already
+            self._overlay.apply([node])
 
     def _schedule_deadline(self, node: str, now: float) -> None:
         """Schedule the earliest deadline of the claims in a node's record and of the own claims on the node."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 
 from nodestate.ports import ClaimStore
@@ -14,6 +15,8 @@ class DeadlineQueue:
     """The earliest deadline of each node, in one heap for each server.
 
     Each server has its own heap because a deadline is a time of the clock of the server that stores the node's record.
+
+    A deadline stays scheduled if its claim is dropped: when it passes, the next deadline of the node is scheduled.
     """
 
     def __init__(self, servers: ClaimServers) -> None:
@@ -25,8 +28,8 @@ class DeadlineQueue:
         """The deadline that is scheduled for each node."""
 
     def schedule(self, node: str, deadline: float | None) -> None:
-        """Set a node's earliest deadline in place of the previous one. None changes nothing."""
-        if deadline is not None and self._next.get(node) != deadline:
+        """Schedule a deadline of a node, unless an earlier one is scheduled. None changes nothing."""
+        if deadline is not None and deadline < self._next.get(node, math.inf):
             self._next[node] = deadline
             heapq.heappush(self._heaps[self._servers.of(node)], (deadline, node))
 

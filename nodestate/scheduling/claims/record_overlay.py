@@ -38,8 +38,6 @@ class RecordOverlay:
         """The changes that the next flush writes; the overlays contain them already."""
         self._allocated: dict[str, set[str]] = {}
         """By node, the ids of the claims in its record that this view or an earlier one showed as allocations."""
-        self._as_of = 0
-        """The value of ``Fleet.changes`` at the last call of ``apply_changes``."""
 
     def apply(self, nodes: Iterable[str]) -> None:
         """Compute and set the overlays of these nodes.
@@ -63,12 +61,15 @@ class RecordOverlay:
             found.blocked = blocked
             self._fleet.overlay(row, found if found.amounts or blocked else None)
 
-    def apply_changes(self) -> None:
-        """Compute the overlays of all rows that changed since the last call, as claims may be allocations now."""
-        rows = self._fleet.changed_since(self._as_of)
+    def apply_changes(self, since: int) -> None:
+        """Compute the overlays of all rows that changed since then, as claims may be allocations now.
+
+        Args:
+            since: ``Fleet.changes`` before the fleet advanced.
+        """
+        rows = self._fleet.changed_since(since)
         names = self._fleet.names
         self.apply(list(self._records.known) if rows is None else [names[row] for row in set(rows)])
-        self._as_of = self._fleet.changes
 
     def clear(self, node: str) -> None:
         """Remove the overlay of a node, because its record is unknown."""
