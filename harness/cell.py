@@ -244,9 +244,7 @@ class Cell:
         if not os.environ.get(LOGS_VARIABLE):
             return []
         return [
-            f"\n-- member {member.name}:\n{member.log_text()[-LOG_CHARACTERS:]}"
-            for member in self.members
-            if member.started
+            f"\n-- {member.name}:\n{member.log_text()[-LOG_CHARACTERS:]}" for member in self.members if member.started
         ]
 
 

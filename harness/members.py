@@ -1,4 +1,4 @@
-"""Consumers as processes of their own, started as an operator starts them and ended by their process id."""
+"""Services as processes of their own, started as an operator starts them and ended by their process id."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,16 +40,24 @@ def catches_sigterm(pid: int) -> bool:
     return bool(int(caught, 16) & _SIGTERM_BIT)
 
 
-class Member:
-    """One consumer of a cell: ``nodestate consume --member NUMBER/MEMBERS``.
+class Service:
+    """A command of nodestate that runs until SIGTERM and then prints its counters.
 
     (new) --start--> running --kill, stop--> ended --start--> running      running --pause--> paused --resume--> running
+
+    Args:
+        folder: where the files of its lives go.
+        name: its name in messages of tests and in the names of its files.
+        words: the command with its options.
+        settings: nodestate's settings as environment variables. A change takes effect at the next start.
     """
 
-    def __init__(self, folder: Path, number: int, members: int, settings: dict[str, str]) -> None:
-        self.name = f"{number}/{members}"
+    def __init__(self, folder: Path, name: str, words: Sequence[str], settings: dict[str, str]) -> None:
+        self.name = name
         self.settings = settings
         """nodestate's settings as environment variables."""
+        self._words = words
+        """The command."""
         self._folder = folder
         """Where the files of its lives go: log and last output."""
         self._lives = 0
@@ -80,7 +89,7 @@ class Member:
         self._to_live = True
         with self._path("log").open("wb") as log, self._path("json").open("wb") as out:
             self._process = subprocess.Popen(  # noqa: S603 - our own command
-                [*NODESTATE, "consume", "--member", self.name, "--json", "--log-format", "json"],
+                [*NODESTATE, *self._words, "--json", "--log-format", "json"],
                 env={**environment_without_settings(), **self.settings},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -97,7 +106,7 @@ class Member:
 
     def require_alive(self) -> None:
         """Raise AssertionError, with the end of its log, if it ended although the test did not end it."""
-        assert self.running or not self._to_live, f"member {self.name} ended by itself:\n{self._log_tail()}"
+        assert self.running or not self._to_live, f"{self.name} ended by itself:\n{self._log_tail()}"
 
     def pause(self) -> None:
         """Freeze the process (SIGSTOP)."""
@@ -113,14 +122,14 @@ class Member:
         self.require_alive()
         self._to_live = False
         pid = self._process.pid
-        wait_until(lambda: catches_sigterm(pid), f"member {self.name} installs no handler for SIGTERM")
+        wait_until(lambda: catches_sigterm(pid), f"{self.name} installs no handler for SIGTERM")
         self._process.terminate()
         try:
             code = self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError(f"member {self.name} does not end on SIGTERM:\n{self._log_tail()}") from None
-        assert code == 0, f"member {self.name} ended with {code}:\n{self._log_tail()}"
+            raise AssertionError(f"{self.name} does not end on SIGTERM:\n{self._log_tail()}") from None
+        assert code == 0, f"{self.name} ended with {code}:\n{self._log_tail()}"
         counters: dict[str, Any] = json.loads(self._path("json").read_bytes())
         return counters
 
@@ -162,4 +171,11 @@ class Member:
         return self.log_text()[-LOG_TAIL_CHARACTERS:]
 
     def _path(self, suffix: str) -> Path:
-        return self._folder / f"member-{self.name.replace('/', '-of-')}-life-{self._lives}.{suffix}"
+        return self._folder / f"{self.name.replace(' ', '-').replace('/', '-of-')}-life-{self._lives}.{suffix}"
+
+
+class Member(Service):
+    """One consumer of a cell: ``nodestate consume --member NUMBER/MEMBERS``."""
+
+    def __init__(self, folder: Path, number: int, members: int, settings: dict[str, str]) -> None:
+        super().__init__(folder, f"member {number}/{members}", ["consume", "--member", f"{number}/{members}"], settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nodestate.auth.key_file import write_keys
+from nodestate.auth.key_file import Keyring, write_keys
 from nodestate.auth.keys import CellKeys, NodeKeys, Secret
 
 CREATED_AT = 1_763_787_600.0
@@ -35,3 +35,19 @@ def written(directory: Path, name: str, keys: CellKeys | NodeKeys) -> str:
     path = directory / name
     write_keys(str(path), keys, replace=True)
     return str(path)
+
+
+class FixedKeyring(Keyring):
+    """Keys without a file; a test may replace them at any time."""
+
+    def __init__(self, keys: CellKeys | NodeKeys) -> None:
+        self._signing_keys, self._checking_keys = {}, {}
+        self.change(keys)
+
+    def change(self, keys: CellKeys | NodeKeys) -> None:
+        self._keys = keys
+        self._signing_keys.clear()
+        self._checking_keys.clear()
+
+    def _follow_file(self) -> None:
+        """Do nothing."""

@@ -30,7 +30,7 @@ from nodestate.ports import Delivery
 from nodestate.ports.ids import SystemIds
 from nodestate.scheduling.orders.order_sender import OrderSender
 from nodestate.testing import ManualClock
-from tests.cell_keys import new_cell_keys, rotated, with_revoked, without_oldest, written
+from tests.cell_keys import FixedKeyring, new_cell_keys, rotated, with_revoked, without_oldest, written
 from tests.machines.simulated_cell import JudgedReader, SimulatedCell
 from tests.recording_sink import RecordingSink
 
@@ -40,22 +40,6 @@ OTHER_CELL_KEYS: Final = new_cell_keys()
 MODES: Final = ("off", "accept", "warn", "require")
 CHECKING: Final = ("accept", "warn", "require")
 WATERMARKS = Watermarks(b"the owner's key")
-
-
-class FixedKeyring(Keyring):
-    """Keys without a file; a test may replace them at any time."""
-
-    def __init__(self, keys: CellKeys | NodeKeys) -> None:
-        self._signing_keys, self._checking_keys = {}, {}
-        self.change(keys)
-
-    def change(self, keys: CellKeys | NodeKeys) -> None:
-        self._keys = keys
-        self._signing_keys.clear()
-        self._checking_keys.clear()
-
-    def _follow_file(self) -> None:
-        """Do nothing."""
 
 
 def node_ring(*nodes: str, keys: CellKeys = CELL_KEYS) -> FixedKeyring:

@@ -49,6 +49,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if name == RECORD
     ]
     if records:
-        terminalreporter.section("times to converge")
+        terminalreporter.section("figures")
         for name, text in records:
             terminalreporter.write_line(f"{name}: {text}")
