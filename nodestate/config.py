@@ -16,6 +16,7 @@ from msgspec import Meta
 from nodestate.errors import ConfigError
 from nodestate.masking import MASK, safe_text, safe_url
 from nodestate.model.partitioning import BUCKETS_COUNT
+from nodestate.model.type_info import build_type_info
 from nodestate.ports import MAX_TTL_S
 from nodestate.ports.tls import TlsFiles, client_context
 from nodestate.setting_files import read_secret, require_secret, require_trusted
@@ -176,6 +177,9 @@ PASSWORD_SETTINGS: Final = tuple(field.name for field in msgspec.structs.fields(
 """Settings that are passwords."""
 SECRET_SETTINGS: Final = (*URL_SETTINGS, *PASSWORD_SETTINGS)
 """Settings that are or may contain passwords. A file has the value of the setting NAME if NAME_file names it."""
+
+
+build_type_info(Config)
 
 
 def _shown(name: str, value: Any) -> Any:

@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from nodestate.model.fields import Amount, ClassName, Measure, NodeStatus, Ratio, Unit, Word
 from nodestate.model.json_values import require_json_value
 from nodestate.model.normalization import decoded_map, normalize
+from nodestate.model.type_info import build_type_info
 
 
 class FrequentPatch(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -47,6 +48,7 @@ class _AnyPatch(msgspec.Struct, kw_only=True):
     namespaces: dict[str, Any] | UnsetType | None = UNSET
 
 
+build_type_info(_AnyPatch)
 decode_frequent_patch = msgspec.msgpack.Decoder(FrequentPatch).decode
 _decode_value = msgspec.msgpack.Decoder().decode
 _encode = msgspec.msgpack.Encoder().encode

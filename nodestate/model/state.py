@@ -19,6 +19,7 @@ from nodestate.model.limits import (
     MAX_TRAITS_COUNT,
     MAX_WORD_CHARS,
 )
+from nodestate.model.type_info import build_type_info
 
 
 class Inventory(msgspec.Struct, gc=False):
@@ -62,3 +63,6 @@ class State(msgspec.Struct, kw_only=True):
     allocations: Annotated[Mapping[Word, Allocation], Meta(max_length=MAX_ALLOCATIONS_COUNT)] = {}
     metrics: Annotated[dict[Word, Measure], Meta(max_length=MAX_METRICS_COUNT)] = {}
     namespaces: dict[str, Any] = {}
+
+
+build_type_info(Inventory, Allocation, State)

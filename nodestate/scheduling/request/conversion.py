@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar, get_args
 import msgspec
 
 from nodestate.errors import BadRequestError
+from nodestate.model.type_info import build_type_info
 from nodestate.scheduling.request.fields import Domain, Policy, SpreadBy, Weight
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -64,6 +65,11 @@ def check_fields(made: msgspec.Struct) -> None:
     if msgspec.structs.astuple(converted) != msgspec.structs.astuple(made):
         for name in kind.__struct_fields__:
             msgspec.structs.force_setattr(made, name, getattr(converted, name))
+
+
+def prepare(*kinds: type[msgspec.Struct]) -> None:
+    """Make types ready for ``convert`` and ``check_fields`` in several threads, see ``build_type_info``."""
+    build_type_info(*kinds, *map(_unchecked, kinds))
 
 
 @cache

@@ -16,7 +16,7 @@ from msgspec import Meta
 from nodestate.errors import BadRequestError
 from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, Word
 from nodestate.ports.ids import IdSource
-from nodestate.scheduling.request.conversion import UNLIMITED, check_fields
+from nodestate.scheduling.request.conversion import UNLIMITED, check_fields, prepare
 from nodestate.scheduling.request.fields import Domain, Instances, Members, Names, Policy, SpreadBy, Weight, Words
 from nodestate.scheduling.request.limits import (
     MAX_ALTERNATES_COUNT,
@@ -235,6 +235,9 @@ STORED_FIELDS: Final = (
     "aggregates_all", "aggregates_none", "tolerations", "spread",
 )  # fmt: skip
 """The fields of a request that are stored as hints under the same names. The group's policy is stored, too."""
+
+
+prepare(InstanceGroup, Spread, Request, JointRequest, GroupRequest)
 
 
 def joint_request(requests: Sequence[Request]) -> JointRequest:
