@@ -34,7 +34,7 @@ from nodestate.designs.reader import Reader
 from nodestate.errors import NodestateError
 from nodestate.scheduling import Booted, Request, Scheduler
 from nodestate.scheduling.fleet_refresh import HEARTBEATS_COUNT
-from tests.rollout_page import Step, settings_of, steps_of
+from tests.rollout_page import Step, commands_of, settings_of, steps_of
 
 HEARTBEAT_S: Final = 5.0
 NODE_MAX_AGE_S: Final = HEARTBEATS_COUNT * HEARTBEAT_S + MAX_AGE_S
@@ -246,6 +246,8 @@ class SignedCell:
         """Carry out the steps of a table."""
         for step in steps_of(heading):
             self._restart_all(step)
+            if step.mode == "warn":
+                self.execute(commands_of(heading))
             self.wait_until_ok()
 
     def _restart_all(self, step: Step) -> None:
@@ -335,6 +337,9 @@ class SignedCell:
                 self._execute(words)
 
     def _execute(self, words: list[str]) -> None:
+        if words[0] == "retag":
+            wait_until(partial(self._retag, words), "tags of allocations are not renewed", poll_s=1.0)
+            return
         if words[:2] == ["key", "rotate"]:
             self.old_id = self._status()["secrets"][0]["id"]
         places = {PAGE_CELL_FILE: [str(self.cell_file)], PAGE_ID: [self.old_id], PAGE_REVOKED: [self.revoked]}
@@ -344,6 +349,11 @@ class SignedCell:
         for agent in self.agents:  # the page says: for each node
             places |= {PAGE_NODE: self.nodes[agent.name], f"{PAGE_NODE}.keys": [str(self.folder / f"{agent.name}.new")]}
             self._run([new for word in words for new in places.get(word, [word])])
+
+    def _retag(self, words: Sequence[str]) -> bool:
+        with start_command(self._settings(self.mode, "operator"), *words) as process:
+            process.communicate(timeout=PATIENCE_S)
+            return process.returncode == 0
 
     def _run(self, words: Sequence[str]) -> None:
         run_command(self.environment, *words)

@@ -31,6 +31,7 @@ NAMES = [
     *("migrate", "evacuate", "resize", "update", "terminate"),
     *("design status", "design prepare", "design verify", "design cutover", "design rollback", "design retire"),
     *("key init", "key node", "key rotate", "key revoke", "key status"),
+    "retag",
     *("sql upgrade", "sql downgrade", "sql status"),
     *("resync", "doctor"),
 ]

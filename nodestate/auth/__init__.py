@@ -1,10 +1,24 @@
-"""Signatures of messages: keys of cells and nodes, modes, signing and checking.
+"""Signatures of messages and tags of allocations: keys of cells and nodes, modes, signing and checking.
 
 ``signatures`` adds a signature to an encoded message and compares it. ``keys`` derives keys from the secrets of a cell.
 ``key_file`` reads and writes files of keys. ``message_auth`` applies the modes of the settings ``auth_events`` and
-``auth_orders``.
+``auth_orders``. ``allocation_tags`` makes and checks the tags by which schedulers know allocations that a scheduler of
+the cell ordered.
 """
 
+from nodestate.auth.allocation_tags import NO_TAGS, TAG, AllocationTags, allocation_tags, without_tag
 from nodestate.auth.message_auth import NO_AUTH, EventAuth, MessageAuth, OrderAuth, event_auth, order_auth
 
-__all__ = ["NO_AUTH", "EventAuth", "MessageAuth", "OrderAuth", "event_auth", "order_auth"]
+__all__ = [
+    "NO_AUTH",
+    "NO_TAGS",
+    "TAG",
+    "AllocationTags",
+    "EventAuth",
+    "MessageAuth",
+    "OrderAuth",
+    "allocation_tags",
+    "event_auth",
+    "order_auth",
+    "without_tag",
+]

@@ -131,6 +131,19 @@ class Keyring:
         """By purpose and node, the key to sign with, as derived from these."""
         self._checking_keys: dict[tuple[str, str, str], bytes] = {}
         """By purpose, node and id, the keys that were derived from these to check signatures."""
+        self._readings_count = 1
+        """How many times the keys were read."""
+
+    @property
+    def readings_count(self) -> int:
+        """How many times the keys were read. A result that was derived from the keys is valid until it changes."""
+        self._follow_file()
+        return self._readings_count
+
+    def keys_in_force(self, purpose: str, node: str) -> tuple[SigningKey, ...]:
+        """Return the keys of a node of all secrets in force that are not revoked, the oldest first."""
+        self._follow_file()
+        return self._keys.keys_in_force(purpose, node)
 
     def signing_key(self, purpose: str, node: str) -> SigningKey | None:
         """Return the key to sign with; None if there is none, or if the keys of the node are revoked."""
@@ -182,6 +195,7 @@ class Keyring:
             self._log.error("keys can't be read again; the keys from before stay in force", reason=str(error))
         else:
             self._signing_keys, self._checking_keys = {}, {}
+            self._readings_count += 1
             self._log.info("keys read again", file=self._path)
 
     def _file_version(self) -> tuple[int, int, int] | None:

@@ -33,6 +33,8 @@ ORDERS: Final = "orders"
 """The purpose of the keys that sign the orders to a node, its answers and its presences."""
 HANDOVERS: Final = "handovers"
 """The purpose of the key by which a consumer signs handover messages. It belongs to no node."""
+ALLOCATIONS: Final = "allocations"
+"""The purpose of the key by which a scheduler makes the tags of allocations. It belongs to no node."""
 
 KeyId = Annotated[str, Meta(pattern=rf"\A[0-9a-f]{{{KEY_ID_CHARS}}}\Z")]
 
@@ -88,6 +90,11 @@ class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_onl
             if key is not None:
                 return SigningKey(secret.id, key)
         return None
+
+    def keys_in_force(self, purpose: str, node: str) -> tuple[SigningKey, ...]:
+        """Return the keys of a node of all secrets in force that are not revoked, the oldest first."""
+        keys = ((one.id, self.key(purpose, node, one.id)) for one in self.secrets)
+        return tuple(SigningKey(key_id, key) for key_id, key in keys if key is not None)
 
     def key(self, purpose: str, node: str, key_id: str) -> bytes | None:
         """Return a key of a node; None if its id is not in force, or if the node's key of that id is revoked."""
@@ -179,6 +186,11 @@ class NodeKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="node", kw_onl
         for one in reversed(self.nodes.get(node, ())):
             return SigningKey(one.id, bytes.fromhex(one.events if purpose == EVENTS else one.orders))
         return None
+
+    def keys_in_force(self, purpose: str, node: str) -> tuple[SigningKey, ...]:
+        """Return all keys of a node for a purpose, the oldest first; empty if this file has none."""
+        keys = ((one.id, self.key(purpose, node, one.id)) for one in self.nodes.get(node, ()))
+        return tuple(SigningKey(key_id, key) for key_id, key in keys if key is not None)
 
     def key(self, purpose: str, node: str, key_id: str) -> bytes | None:
         """Return a key of a node; None if this file does not have it."""

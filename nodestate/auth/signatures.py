@@ -35,7 +35,12 @@ def add_signature(body: bytes, key_id: str, key: bytes, label: bytes) -> bytes:
         label: the kind of the message, so that no message passes for one of another kind.
     """
     content = _with_count_changed(body, 1)
-    return content + _HEADER + key_id.encode() + _code(content, key, label)
+    return content + _HEADER + signature_of(content, key_id, key, label).encode()
+
+
+def signature_of(content: bytes, key_id: str, key: bytes, label: bytes) -> str:
+    """Return the signature of some content, which is no message or has no field for a signature. Args as above."""
+    return key_id + _code(content, key, label).decode()
 
 
 def signed_content(body: bytes, signature: str) -> bytes | None:

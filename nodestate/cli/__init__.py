@@ -42,6 +42,7 @@ COMMANDS: Final = {
         "nodestate.cli.design", "command", "Show which designs are written and read; switch while the cell runs."
     ),
     "key": CommandEntry("nodestate.cli.key", "command", "Create, replace and revoke the keys of a cell and its nodes."),
+    "retag": CommandEntry("nodestate.cli.retag", "command", "Renew the tags of allocations after a change of secrets."),
     "sql": CommandEntry("nodestate.cli.sql", "command", "Create the database's tables, or bring them up to date."),
     "resync": CommandEntry("nodestate.cli.resync", "command", "Ask agents for full reports."),
     "doctor": CommandEntry(

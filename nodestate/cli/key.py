@@ -28,8 +28,8 @@ def command() -> None:
     the agent of a node needs the file that 'key node' writes. Processes read a changed file again within 5 s.
 
     To replace the secret of a cell: 'key rotate'; copy the file to all consumers and schedulers; write the keys of all
-    nodes again with 'key node'; wait until doctor names no node that uses the old secret; 'key revoke' the old one, and
-    copy the file again.
+    nodes again with 'key node'; 'nodestate retag'; wait until doctor names no node that uses the old secret, and no
+    allocation without a tag of the new one; 'key revoke' the old one, and copy the file again.
     """
 
 
@@ -113,7 +113,8 @@ def rotate(run: Run, keys_file: str | None) -> None:
         run,
         {"file": config.keys_file, "old": old, "new": new},
         f"added secret {new} to {config.keys_file}; secret {old} is in force until 'nodestate key revoke {old}'. Copy "
-        "the file to consumers and schedulers, then write the keys of all nodes with 'nodestate key node'",
+        "the file to consumers and schedulers, then write the keys of all nodes with 'nodestate key node', and renew "
+        "the tags of allocations with 'nodestate retag'",
     )
 
 

@@ -40,6 +40,7 @@ from nodestate.scheduling.selection import (
     installed,
     own,
 )
+from nodestate.scheduling.tag_renewal import LeftAllocation, TagRenewal, TagRenewals
 from nodestate.scheduling.terminations import Terminations
 from nodestate.scheduling.updates import Updates
 
@@ -50,6 +51,7 @@ __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     "Migrations",
     "Terminations",
     "Updates",
+    "TagRenewals",
     # requests
     "Request",
     "InstanceGroup",
@@ -76,6 +78,9 @@ __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     "NotReserved",
     "Confirmed",
     "NotConfirmed",
+    # the result of a renewal of tags
+    "TagRenewal",
+    "LeftAllocation",
     # to write filters and weighers
     "Fleet",
     "RowIndex",

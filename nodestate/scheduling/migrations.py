@@ -160,6 +160,9 @@ class Migrations:
                     )
                     failed.append(Failed(instance, NoHostFound(reason=reason)))
                 continue
+            if not fleet.reports.is_believed(row, instance):
+                failed.append(Failed(instance, NoHostFound(reason=self._unbelieved_text(instance, row))))
+                continue
             try:
                 residents.append(self._resident(instance, row, allocation))
             except BadRequestError as error:
@@ -196,8 +199,8 @@ class Migrations:
 
         Raises:
             NotFoundError: If no node reports the instance; if several nodes report it and no scheduler booted it, so
-                that no allocation is authoritative; or if the instance belongs to a reservation of which not all
-                members are built.
+                that no allocation is authoritative; if the cell requires tags and the allocation has no valid one; or
+                if the instance belongs to a reservation of which not all members are built.
             BadRequestError: If the hints of its allocation are no valid request.
             StaleViewError: If no view is fresh enough.
         """
@@ -222,6 +225,8 @@ class Migrations:
                 f"{instance} is on {nodes}, and no scheduler booted it, so it is unclear which of them counts; "
                 "end all but one on their nodes",
             )
+        if not fleet.reports.is_believed(row, instance):
+            raise NotFoundError("instance", self._unbelieved_text(instance, row))
         return row, fleet.reports.allocations(row)[instance]
 
     def boot_of(self, resident: Resident, request: Request, exclusions: tuple[Exclusion, ...] = ()) -> Boot:
@@ -258,6 +263,14 @@ class Migrations:
         if row is None:
             raise NotFoundError(field, f"no node {node} is known; 'nodestate view' lists them")
         return row
+
+    def _unbelieved_text(self, instance: str, row: int) -> str:
+        """Return why an allocation without a valid tag is not moved, and the remedy."""
+        node = self._session.fleet.names[row]
+        return (
+            f"the allocation of {instance} on {node} has no valid tag of a scheduler, so it is not moved; if the "
+            f"instance is on {node}, adopt it with 'nodestate retag {node} --adopt'"
+        )
 
     def _resident(self, instance: str, row: int, allocation: Mapping[str, Any]) -> Resident:
         """Return an instance from the allocation that a row's node reports.

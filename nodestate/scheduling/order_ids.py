@@ -10,7 +10,8 @@ ids in its hints::
             if it would equal ``order``.
 
 An agent may report any hints. An id that breaks this form, or is later than any scheduler's clock, counts as missing:
-the allocation was not ordered by a scheduler.
+the allocation was not ordered by a scheduler. So do the ids of an allocation without a valid tag, if the cell requires
+tags (``auth.allocation_tags``).
 
 From these hints alone, without any message, all schedulers agree on two questions:
 
@@ -90,4 +91,9 @@ def without_future_ids(hints: Mapping[str, Any], now: float) -> Mapping[str, Any
     """
     if order_id_of(hints)[:_TIME_DIGITS] <= f"{int((now + MAX_CLOCK_AHEAD_S) * 1000):0{_TIME_DIGITS}x}":
         return hints
+    return without_ids(hints)
+
+
+def without_ids(hints: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the hints of an allocation without its ids, as if no scheduler had ordered it."""
     return {name: hint for name, hint in hints.items() if name not in ("order", "boot")}

@@ -1,8 +1,8 @@
 """The scheduler: the object that users create. It assembles the parts of scheduling, and selects, claims and boots.
 
 The other operations are methods of its parts: ``scheduler.reservations`` (reserve, confirm, extend, release),
-``scheduler.migrations`` (migrate, resize, evacuate), ``scheduler.terminations`` (terminate) and ``scheduler.updates``
-(update).
+``scheduler.migrations`` (migrate, resize, evacuate), ``scheduler.terminations`` (terminate), ``scheduler.updates``
+(update) and ``scheduler.tag_renewals`` (renew).
 
 All work is done in ``step``. A call that waits, such as ``boot``, repeats ``step`` until its condition is met.
 """
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from nodestate.auth import allocation_tags
 from nodestate.config import Config
 from nodestate.designs.connections import open_claims
 from nodestate.designs.reader import Reader
@@ -39,6 +40,7 @@ from nodestate.scheduling.selection import (
     installed,
 )
 from nodestate.scheduling.session import Session
+from nodestate.scheduling.tag_renewal import TagRenewals
 from nodestate.scheduling.terminations import Terminations
 from nodestate.scheduling.updates import Updates
 from nodestate.view.view import View
@@ -67,6 +69,8 @@ class Scheduler:
         clock: The time; None: the machine's clock.
         ids: The source of ids of orders, messages and instances; None: random ids.
         policies: The filters and weighers; None: all of nodestate, and of the packages in the setting ``plugins``.
+
+    Raises ``ConfigError`` if ``auth_orders`` needs the secrets of the cell, and ``keys_file`` does not have them.
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class Scheduler:
             claims = open_claims(config, clock)
             self._closing += [server.close for server in claims]
         rng = random.Random(seed if seed is not None else f"{self.name} {os.urandom(8).hex()}")
-        self.fleet = Fleet(clock)  # the nodes as the last view shows them
+        self.fleet = Fleet(clock, allocation_tags(config, clock))  # the nodes as the last view shows them
         preference = NodePreference(self.name, clock, config.claim_ttl_s)
         faults = NodeFaults(clock)
         # The claims of this scheduler and of others.
@@ -146,6 +150,7 @@ class Scheduler:
         self.migrations = Migrations(self.session)  # migrates and resizes instances
         self.terminations = Terminations(self.session)  # ends instances for good
         self.updates = Updates(self.session, self.migrations)  # changes requests of instances
+        self.tag_renewals = TagRenewals(self.session)  # renews the tags of allocations
         call_in_children(self._start_again)
 
     # -- views

@@ -1,4 +1,4 @@
-"""Checks of signatures: which agents sign their events, with which keys.
+"""Checks of signatures and tags: which agents sign their events and which allocations have a tag, with which keys.
 
 The doctor asks all agents for their versions. The answers are events, which an agent signs as it signs all others. So
 this needs no record of earlier events, and shows whether a cell can go on to the next mode or without its old secret.
@@ -11,15 +11,16 @@ from typing import Final
 
 from msgspec import UNSET
 
-from nodestate.auth import MessageAuth
+from nodestate.auth import AllocationTags, MessageAuth
 from nodestate.auth.message_auth import open_keyring
 from nodestate.auth.signatures import KEY_ID_CHARS
 from nodestate.broker import collect_census
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.config import Config
-from nodestate.errors import BadEventError, ConfigError
+from nodestate.errors import BadEventError, ConfigError, CorruptItemError
 from nodestate.model import Event
 from nodestate.ports import Resync
+from nodestate.scheduling.order_ids import order_id_of
 from nodestate.text import count_text
 from nodestate.view.view import View
 
@@ -103,3 +104,58 @@ def _findings(config: Config, answers: _Answers, nodes: list[str]) -> list[Findi
         )
         findings.append(Finding(OK, "signatures", says + more))
     return findings
+
+
+def examine_tags(config: Config, view: View) -> list[Finding]:
+    """Examine whether all allocations of a view have a valid tag. Returns nothing if ``auth_orders`` is off."""
+    if config.auth_orders == "off":
+        return []
+    try:
+        tags = AllocationTags("require", open_keyring(config, "auth_orders", "require"))
+    except ConfigError as error:
+        return [Finding(WARN, "tags", f"they are not checked: {error}", "run doctor with the cell's keys")]
+    untagged: dict[str, int] = {}
+    by_ids: Counter[tuple[str, ...]] = Counter()
+    for record in view.nodes.records():
+        try:
+            allocations = record.state().get("allocations", {}) if record.live else {}
+        except CorruptItemError:
+            continue
+        for instance, allocation in allocations.items():
+            if not order_id_of(allocation.get("hints") or {}):
+                continue  # no scheduler ordered it, and it does not say so
+            ids = tags.valid_ids(record.name, instance, allocation)
+            by_ids[ids] += 1
+            if not ids:
+                untagged[record.name] = untagged.get(record.name, 0) + 1
+    return _tag_findings(config, tags.ids_in_force, untagged, by_ids)
+
+
+def _tag_findings(
+    config: Config, in_force: tuple[str, ...], untagged: dict[str, int], by_ids: Counter[tuple[str, ...]]
+) -> list[Finding]:
+    of_all = f"{count_text(by_ids.total(), 'allocation')} that name an order"
+    findings = []
+    if untagged:
+        most = sorted(untagged, key=lambda node: (-untagged[node], node))[:SHOWN_COUNT]
+        nodes = ", ".join(f"{node} ({untagged[node]:,})" for node in most)
+        says = f"{sum(untagged.values()):,} of {of_all} have no valid tag of a scheduler, for example on {nodes}"
+        advice = (
+            "if these instances are on these nodes, run 'nodestate retag --adopt'; mode require believes none of them"
+        )
+        level = {"require": FAIL, "warn": WARN}.get(config.auth_orders, OK)  # until then, no scheduler needs them
+        findings.append(Finding(level, "tags", says, advice if level != OK else ""))
+    for key_id in in_force:
+        lacking = sum(count for ids, count in by_ids.items() if ids and key_id not in ids)
+        if lacking:
+            says = f"{lacking:,} of {of_all} have no tag of secret {key_id}, only of {_others(in_force, key_id)}"
+            advice = "run 'nodestate retag' before you revoke that secret"
+            findings.append(Finding(WARN, "tags", says, advice))
+    if not findings:
+        says = f"all {of_all} have valid tags, of {', '.join(in_force)}" if by_ids else "no allocation names an order"
+        findings.append(Finding(OK, "tags", says))
+    return findings
+
+
+def _others(in_force: tuple[str, ...], key_id: str) -> str:
+    return " and ".join(one for one in in_force if one != key_id)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 
+from nodestate.auth import NO_TAGS, AllocationTags
 from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord, Version
 from nodestate.ports import Clock, SystemClock
@@ -52,12 +53,12 @@ class Fleet:
     ``all``, or by the row numbers that the filter or weigher was called with.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, tags: AllocationTags = NO_TAGS) -> None:
         self._columns = NodeColumns()
         """The arrays with the state of each node."""
         self.instances = InstanceLocations(self._columns.names)
         """The rows on which each instance is, and how many members of each group are on each row."""
-        self.reports = NodeReports(self._columns.names, clock or SystemClock())
+        self.reports = NodeReports(self._columns.names, clock or SystemClock(), tags)
         """The allocations and hints that each node reports, decoded when they are read."""
         self.placement_marks = PlacementMarks()
         """The placement marks in the nodes' reports: which allocation belongs to which reservation."""
@@ -84,6 +85,8 @@ class Fleet:
 
         That part is decoded only if its hash changed.
         """
+        self._judged_with = tags.keys_version
+        """The version of the keys with which the tags of group members and placement marks were checked."""
 
     def __len__(self) -> int:
         return len(self._columns.names)
@@ -204,6 +207,14 @@ class Fleet:
         ranks = sorted((precedence_of(self.reports.hints(row, instance)), row) for row in rows)
         return ranks[-1][1] if ranks[-1][0] > ranks[-2][0] else None
 
+    def rows_hosting(self, instance: str) -> list[int]:
+        """Return the rows on which an instance is claimed, or reported and believed, in ascending order."""
+        rows = self.instances.rows_with(instance)
+        if not self.reports.tags.requires:
+            return rows
+        reported = self.instances.reported
+        return [row for row in rows if instance not in reported[row] or self.reports.is_believed(row, instance)]
+
     def is_responsive(self, row: int) -> bool:
         """Return whether a row's node is responsive, so that its report can be taken as its present state.
 
@@ -225,6 +236,8 @@ class Fleet:
         records = self._view_changes.next(view, self._columns.names)
         self.reports.view = view
         self._write(records)
+        if self.reports.tags.requires and self._judged_with != self.reports.tags.keys_version:
+            self._judge_again()
         self._leave_out(frozenset(view.left_out))
 
     def overlay(self, row: int, outstanding: OutstandingClaims | None) -> None:
@@ -317,6 +330,10 @@ class Fleet:
         damaged = self.reports.damaged
         try:
             fields = placement_fields_of(record)
+            allocations = fields.allocations.items()
+            unbelieved = self.reports.unbelieved_among(
+                record, [instance for instance, one in allocations if one.group is not None or one.hints.reservation]
+            )
             self._columns.set_placement(row, fields)
         except CorruptItemError as error:  # the row keeps the placement from before, and is not usable
             DAMAGE.report(f"node {record.name}", str(error))
@@ -327,10 +344,26 @@ class Fleet:
             damaged.discard(row)
             self._update_usable(row)
         present = self._instances_on(row)
-        allocations = fields.allocations.items()
-        self.placement_marks.replace(row, [(instance, allocation.hints) for instance, allocation in allocations])
-        self.instances.reported[row] = {instance: allocation.group for instance, allocation in allocations}
+        if unbelieved:  # they take room on their node, and are members of no group and of no reservation
+            self.placement_marks.replace(
+                row, [(name, one.hints) for name, one in allocations if name not in unbelieved]
+            )
+            self.instances.reported[row] = {
+                name: None if name in unbelieved else one.group for name, one in allocations
+            }
+        else:
+            self.placement_marks.replace(row, [(name, one.hints) for name, one in allocations])
+            self.instances.reported[row] = {name: one.group for name, one in allocations}
         self.instances.update(row, present, self._instances_on(row))
+
+    def _judge_again(self) -> None:
+        """Write the instances and placement marks of all rows again, because other keys may be in force now."""
+        self._judged_with = self.reports.tags.keys_version
+        for row in range(len(self)):
+            record = self.reports.record(row)
+            if record is not None:
+                self._write_placement(row, record)
+        self._note(range(len(self)))
 
     def _instances_on(self, row: int) -> Mapping[str, str | None]:
         """Return the instances that the fleet shows on a row, each with the name of its group."""

@@ -1,23 +1,33 @@
-"""The nodes' reports of their allocations and hints, decoded from the last view when a caller asks for them."""
+"""The nodes' reports of their allocations and hints, decoded from the last view when a caller asks for them.
+
+A report is the node's own word. So hints that only a scheduler can have written are believed only as far as the tag of
+the allocation proves it (``auth.allocation_tags``), and no order of the future is believed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from nodestate.auth import NO_TAGS, AllocationTags, without_tag
 from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord, has_left
 from nodestate.ports import Clock
-from nodestate.scheduling.fleet.placement_fields import allocations_of, hints_of_allocations
-from nodestate.scheduling.order_ids import without_future_ids
+from nodestate.scheduling.fleet.placement_fields import (
+    allocations_of,
+    decoded_allocation,
+    encoded_allocations_of,
+    hints_of_allocations,
+)
+from nodestate.scheduling.order_ids import without_future_ids, without_ids
 from nodestate.view.view import View
 
 
 class NodeReports:
     """The allocations and hints in the last view, by row. Every call decodes the node's state again."""
 
-    def __init__(self, names: Sequence[str], clock: Clock) -> None:
+    def __init__(self, names: Sequence[str], clock: Clock, tags: AllocationTags = NO_TAGS) -> None:
         self.view: View | None = None
         """The view from which the reports are read. The fleet assigns it; None before the fleet's first view."""
         self._names = names
@@ -28,6 +38,15 @@ class NodeReports:
 
         self.damaged: set[int] = set()
         """The rows whose stored state is damaged. The fleet changes it."""
+
+        self.tags = tags
+        """Proves which allocations a scheduler of the cell ordered."""
+
+        self._valid: dict[str, dict[str, int]] = {}
+        """By node and instance, the hashes of allocations whose tag was valid when ``unbelieved_among`` checked it."""
+
+        self._valid_since = tags.keys_version
+        """The version of the keys with which these were checked."""
 
     def record(self, row: int) -> NodeRecord | None:
         """Return the record of a row's node in the last view; None if the view does not have the node, or if its stored
@@ -45,32 +64,92 @@ class NodeReports:
     def allocations(self, row: int) -> Mapping[str, Mapping[str, Any]]:
         """Return all allocations that a row's node reports, by instance. Empty if the node is gone or unknown.
 
-        Their hints name no orders of the future.
+        Their hints have no tag, and no ids of orders that are not believed: orders of the future, and orders without
+        a valid tag if tags are required.
         """
-        record, now = self.record(row), self._clock.time()
-        if record is None:
-            return {}
-        allocations: Mapping[str, Mapping[str, Any]] = {}
-        with suppress(CorruptItemError):
-            allocations = allocations_of(record)
         return {
-            instance: {**one, "hints": without_future_ids(one["hints"], now)} if one.get("hints") else one
-            for instance, one in allocations.items()
+            instance: {**one, "hints": self._believed_hints(row, instance, one)} if one.get("hints") else one
+            for instance, one in self.reported(row).items()
         }
 
-    def hints(self, row: int, instance: str) -> Mapping[str, Any]:
-        """Return the hints of an instance's allocation on a row's node.
+    def reported(self, row: int) -> Mapping[str, Mapping[str, Any]]:
+        """Return all allocations of a row's node as it reports them, with their tags, also if they are not believed."""
+        record = self.record(row)
+        with suppress(CorruptItemError):
+            return allocations_of(record) if record is not None else {}
+        return {}
 
-        They name no orders of the future. Empty if the node does not report the instance, or if the allocation has no
-        hints.
+    def hints(self, row: int, instance: str) -> Mapping[str, Any]:
+        """Return the hints of an instance's allocation on a row's node, as in ``allocations``.
+
+        Empty if the node does not report the instance, or if the allocation has no hints.
         """
-        return without_future_ids(self.hints_by_instance(row).get(instance, {}), self._clock.time())
+        return self._believed_hints(row, instance, self._allocation(row, instance))
+
+    def is_believed(self, row: int, instance: str) -> bool:
+        """Return whether clean-up, moves and groups believe the allocation of an instance on a row's node.
+
+        Returns False if the cell requires tags, and the node does not report the instance.
+        """
+        if not self.tags.checks:
+            return True
+        allocation = self._allocation(row, instance)
+        return self.tags.is_believed(self._names[row], instance, allocation)
+
+    def unbelieved_among(self, record: NodeRecord, instances: Iterable[str]) -> Collection[str]:
+        """Return the instances on a node, of the given ones, that are not believed; none unless tags are required.
+
+        An allocation that was found valid before, and did not change since, is not checked again.
+
+        Args:
+            record: The node.
+            instances: The instances. Pass all that matter at once: only the last call for a node is remembered.
+        """
+        instances = list(instances)
+        if not self.tags.requires or not (instances or record.name in self._valid):
+            return ()
+        if self._valid_since != self.tags.keys_version:
+            self._valid_since = self.tags.keys_version
+            self._valid.clear()
+        before, valid = self._valid.pop(record.name, {}), {}
+        encoded = encoded_allocations_of(record) if instances else {}
+        for instance in instances:
+            allocation_hash = hash(bytes(encoded[instance]))
+            if before.get(instance) == allocation_hash or self.tags.is_believed(
+                record.name, instance, decoded_allocation(record, encoded[instance])
+            ):
+                valid[instance] = allocation_hash
+        if valid:
+            self._valid[record.name] = valid
+        return [instance for instance in instances if instance not in valid]
 
     def hints_by_instance(self, row: int) -> Mapping[str, Mapping[str, Any]]:
-        """Return the hints of all allocations on a row's node, by instance. Empty if the node is gone or unknown."""
+        """Return the hints of all allocations on a row's node, by instance. Empty if the node is gone or unknown.
+
+        They are as the node reports them, also if they are not believed.
+        """
         record = self.record(row)
         if record is None or not record.live:
             return {}
         with suppress(CorruptItemError):
             return hints_of_allocations(record)
         return {}
+
+    def _allocation(self, row: int, instance: str) -> dict[str, Any]:
+        """Return the allocation of an instance on a row's node, with its tag; empty if there is none."""
+        record = self.record(row)
+        if record is None:
+            return {}
+        with suppress(CorruptItemError):
+            encoded = encoded_allocations_of(record).get(instance)
+            allocation = decoded_allocation(record, encoded) if encoded is not None else {}
+            if isinstance(allocation.get("hints", {}), dict):
+                return allocation
+        return {}
+
+    def _believed_hints(self, row: int, instance: str, allocation: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the hints of an allocation, without its tag, and without ids of orders that are not believed."""
+        hints = without_tag(allocation.get("hints") or {})
+        if not self.tags.is_believed(self._names[row], instance, allocation):
+            return without_ids(hints)
+        return without_future_ids(hints, self._clock.time())

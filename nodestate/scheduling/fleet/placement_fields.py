@@ -54,6 +54,14 @@ class _HintedState(msgspec.Struct, gc=False):
     allocations: dict[str, _HintedAllocation] = {}
 
 
+class _EncodedAllocations(msgspec.Struct, gc=False):
+    """The encoded allocations of a node, by instance."""
+
+    allocations: dict[str, msgspec.Raw] = {}
+
+
+_decode_encoded = msgspec.msgpack.Decoder(_EncodedAllocations).decode
+_decode_allocation = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decode_hinted = msgspec.msgpack.Decoder(_HintedState).decode
 _decode_placement = msgspec.msgpack.Decoder(PlacementFields).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -115,6 +123,23 @@ def _as_corrupt(record: NodeRecord) -> Iterator[None]:
 
 def _corrupt(record: NodeRecord, error: Exception) -> CorruptItemError:
     return CorruptItemError(f"the stored state of node {record.name} is damaged: {str(error)!a}")
+
+
+def encoded_allocations_of(record: NodeRecord) -> dict[str, msgspec.Raw]:
+    """Return the encoded allocations in a node's state, by instance; empty if the node is gone or unknown.
+
+    Raises ``CorruptItemError`` if the stored state is damaged.
+    """
+    if not record.live:
+        return {}
+    with _as_corrupt(record):
+        return _decode_encoded(record.rest).allocations
+
+
+def decoded_allocation(record: NodeRecord, encoded: msgspec.Raw) -> dict[str, Any]:
+    """Decode one allocation of ``encoded_allocations_of``. Raises ``CorruptItemError`` if it is damaged."""
+    with _as_corrupt(record):
+        return _decode_allocation(encoded)
 
 
 def hints_of_allocations(record: NodeRecord) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ from nodestate.scheduling.orders.boot import (
     NodeRefusal,
     outcomes_of,
 )
+from nodestate.scheduling.orders.hint_updates import HintUpdate
 from nodestate.scheduling.orders.order_tracker import OrderTracker
 from nodestate.scheduling.orders.reconciler import Reconciler, all_members_built
 from nodestate.scheduling.orders.refusals import refused_by
@@ -27,6 +28,7 @@ __all__ = [
     "BootOutcome",
     "Booted",
     "Failed",
+    "HintUpdate",
     "NodeRefusal",
     "OrderTracker",
     "Reconciler",

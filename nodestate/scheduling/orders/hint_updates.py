@@ -132,11 +132,11 @@ class HintUpdates:
         """Ask an agent to add the hint ``placed`` to an allocation: all members of its reservation are built.
 
         The method does not wait for an answer. The caller calls it again until a view shows the hint. If the last view
-        does not show the allocation, nothing is sent.
+        does not show the allocation, or the allocation is not believed, nothing is sent.
         """
         row = self._fleet.rows.get(node)
         allocation = self._fleet.reports.allocations(row).get(instance) if row is not None else None
-        if allocation:
+        if allocation and row is not None and self._fleet.reports.is_believed(row, instance):
             hints = {**allocation.get("hints", {}), "placed": True}
             update = self._sender.build_in_place(
                 node, instance, allocation["resources"], allocation.get("group"), hints, order_id_of(hints)

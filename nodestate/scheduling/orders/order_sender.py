@@ -7,6 +7,9 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Final
 
+import msgspec
+
+from nodestate.auth import NO_TAGS, AllocationTags
 from nodestate.errors import BrokerUnavailableError
 from nodestate.model.orders import Answer, Build, End, Order
 from nodestate.ports import Clock, Courier
@@ -29,15 +32,24 @@ class OrderSender:
         clock: The time for deadlines, which are seconds since 1970.
         ids: The source of message ids.
         answer_timeout_s: Seconds after which an order's deadline passes. Agents refuse an order after its deadline.
+        tags: Adds tags to the hints of builds.
     """
 
-    def __init__(self, courier: Courier, clock: Clock, ids: IdSource, answer_timeout_s: float) -> None:
+    def __init__(
+        self,
+        courier: Courier,
+        clock: Clock,
+        ids: IdSource,
+        answer_timeout_s: float,
+        tags: AllocationTags = NO_TAGS,
+    ) -> None:
         self.clocks = AgentClocks()  # how far the agents' clocks are ahead of this machine's
         self._nodes: dict[str, str] = {}  # by id of an order that asks for an answer, its node; the oldest first
         self._courier = courier  # the connection to the broker
         self._clock = clock  # the time for deadlines
         self._ids = ids  # the source of message ids
         self._answer_timeout_s = answer_timeout_s  # how long an order is valid
+        self._tags = tags  # adds tags to the hints of builds
 
     @property
     def reply_to(self) -> str:
@@ -58,6 +70,10 @@ class OrderSender:
     def send(self, orders: Sequence[Order]) -> None:
         """Send each order to the agent of its node. If the broker is unavailable, nothing is raised, and it is unknown
         which orders arrive.
+
+        A tag proves to all schedulers that a scheduler ordered the allocation. So every build gets a tag here. Its
+        hints must be the scheduler's own, or hints of an allocation that it believes: otherwise a node could have
+        any allocation tagged.
         """
         if orders:
             self.clocks.on_sent(orders, self._clock.time())
@@ -65,7 +81,14 @@ class OrderSender:
             for oldest in list(islice(self._nodes, max(0, len(self._nodes) - MAX_SENT_COUNT))):
                 del self._nodes[oldest]
             with suppress(BrokerUnavailableError):
-                self._courier.send(orders, self._answer_timeout_s)
+                self._courier.send([self._tagged(order) for order in orders], self._answer_timeout_s)
+
+    def _tagged(self, order: Order) -> Order:
+        """Return an order with the tag of the allocation that it asks for."""
+        if not self._tags.checks or not isinstance(order, Build):
+            return order
+        hints = self._tags.tagged(order.node, order.instance, order.resources, order.group, order.hints)
+        return msgspec.structs.replace(order, hints=hints)
 
     def end_order(self, node: str, instance: str, expected_order_id: str) -> End:
         """Return an order that ends an instance.

@@ -123,7 +123,7 @@ def same_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     """
     if not request.same_host:
         return True
-    return _among(fleet, rows, [row for instance in request.same_host for row in fleet.instances.rows_with(instance)])
+    return _among(fleet, rows, [row for instance in request.same_host for row in fleet.rows_hosting(instance)])
 
 
 def different_host(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
