@@ -87,6 +87,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Authentication of events: off, accept, warn or require; docs/concepts/security.md describes them."""
     auth_orders: AuthMode = "off"
     """Authentication of orders and their answers: off, accept, warn or require."""
+    auth_control: AuthMode = "off"
+    """Authentication of the control record: off, accept, warn or require. Agents do not read the record."""
+    control_keys_file: str = ""
+    """File of the operators' public keys, from nodestate key init --operator, for all but agents."""
+    operator_key_file: str = ""
+    """File of the operators' private keys, for the commands nodestate design and nodestate key of operators."""
     keys_file: str = ""
     """File of keys: the cell's, from nodestate key init, for consumers and schedulers; a node's own for its agent."""
 

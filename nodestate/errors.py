@@ -109,14 +109,21 @@ class KeyStepError(NodestateError):
 
 
 class ControlLostError(NodestateError):
-    """Raised if the store that decides on the control record has no control record, or an old one."""
+    """Raised if the store that decides on the control record has no valid control record, or an old one.
+
+    Attributes:
+        server: the store.
+    """
 
     kind: ClassVar[str] = "control-record-lost"
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, invalid: str = "") -> None:
+        """``invalid``: why the record in the store is not valid; empty if it is missing or old."""
         super().__init__(
-            f"{server} has no control record of this cell, or an old one. A running consumer writes the record again "
-            "within seconds: start a consumer if none is running, then repeat the command"
+            f"{server} has a control record that counts as missing: {invalid}. See the remedies of 'nodestate doctor'"
+            if invalid
+            else f"{server} has no control record of this cell, or an old one. A running consumer writes the record "
+            "again within seconds: start a consumer if none is running, then repeat the command"
         )
         self.server = server
 

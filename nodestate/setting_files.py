@@ -55,6 +55,16 @@ def require_secret(status: os.stat_result, path: str | Path, source: str) -> Non
         )
 
 
+def require_not_writable(status: os.stat_result, path: str | Path, source: str) -> None:
+    """Raise ``ConfigError`` if other users can write a file that holds public keys: they could add a key of theirs."""
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"{source}: other users can write the file {path} (mode {mode:04o}), and add a key of theirs: run "
+            f"'chmod go-w {path}'"
+        )
+
+
 def require_trusted(path: str | Path) -> None:
     """Raise ``ConfigError`` if another user than this one and root made a settings file, or can write it."""
     link, status = Path(path).lstat(), Path(path).stat()

@@ -8,6 +8,7 @@ error messages and logs. JSON passes ``printable_json``, which keeps its values 
 from __future__ import annotations
 
 import math
+import time
 from typing import Final
 
 _KINDS: Final = {
@@ -24,6 +25,14 @@ _KINDS: Final = {
 
 LINES: Final = "\n\t"
 """Characters that text of several lines may have in addition."""
+
+
+def time_text(seconds: float) -> str:
+    """A time in seconds since 1970 as text, in UTC; the number itself if no calendar has it."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:g} s after 1970"
 
 
 def count_text(count: int, singular: str, plural: str = "") -> str:

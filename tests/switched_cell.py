@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nodestate.config import Config
 from nodestate.designs.control import Control
+from nodestate.designs.control_auth import control_auth
 from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign, parse_stored_design
@@ -26,15 +27,20 @@ def K(name: str) -> StoredDesign:  # noqa: N802  stands in every line
 class SwitchedCell(SimulatedCell):
     """A cell that follows its control record, its operator, and a reader that follows the record."""
 
-    def __init__(self, designs: Sequence[str] = ("journal",), **settings: Any) -> None:
-        super().__init__(designs=tuple(designs), follows_control=True, **settings)
-        self.config = Config(partitions=PARTITIONS, designs=tuple(designs), read_design=designs[0])
+    def __init__(
+        self, designs: Sequence[str] = ("journal",), *, control_settings: Mapping[str, str] | None = None, **more: Any
+    ) -> None:
+        super().__init__(designs=tuple(designs), follows_control=True, **more)
+        self.config = Config(
+            partitions=PARTITIONS, designs=tuple(designs), read_design=designs[0], **(control_settings or {})
+        )
         self.start_member([0], [1])
         self.start_member([1], [0])
         for name in NODES:
             self.start_agent(name, {"usage": {"VCPU": 1}})
         self.run_well(60)
-        self.operator = ControlStore(self.config.cell, self.fresh_stores())
+        auth = control_auth(self.config, self.clock, signs=True)
+        self.operator = ControlStore(self.config.cell, self.fresh_stores(), self.clock, auth)
         self.reader = Reader(self.config, stores=self.fresh_stores(), clock=self.clock)
 
     def fresh_stores(self) -> Stores:

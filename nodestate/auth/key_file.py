@@ -11,13 +11,12 @@ from typing import Final
 import msgspec
 import structlog
 
+from nodestate.auth.file_watch import FileWatch
 from nodestate.auth.keys import CellKeys, Keys, NodeKeys, SigningKey, require_valid_keys
 from nodestate.errors import ConfigError
 from nodestate.ports import Clock
 from nodestate.setting_files import require_secret
 
-REREAD_S: Final = 5.0
-"""Seconds within which a process reads a changed file again. A revoked key is refused within this time."""
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 MAX_CACHED_KEYS_COUNT: Final = 200_000
 """Derived keys that a process keeps. Forged messages may name any number of nodes."""
@@ -60,13 +59,14 @@ def read_cell_keys(path: str, cell: str) -> CellKeys:
     return keys
 
 
-def write_keys(path: str, keys: Keys, *, replace: bool) -> None:
-    """Write a file of keys that only its owner can read. After a crash, the file has its old content or its new one.
+def write_keys(path: str, keys: msgspec.Struct, *, replace: bool, is_secret: bool = True) -> None:
+    """Write a file of keys that only its owner can write. After a crash, the file has its old content or its new one.
 
     Args:
         path: the file. If it exists, its owner and group stay.
         keys: the content.
         replace: whether the file may exist.
+        is_secret: whether only its owner may read the file.
 
     Raises:
         ConfigError: if the file cannot be written, or exists although ``replace`` is False.
@@ -80,11 +80,14 @@ def write_keys(path: str, keys: Keys, *, replace: bool) -> None:
         with suppress(FileNotFoundError):
             fresh.unlink()
         handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        refused_mode = 0o037 if is_secret else 0o022
         with os.fdopen(handle, "wb") as file:
             if target.exists():
                 before = target.stat()
                 os.fchown(handle, before.st_uid, before.st_gid)
-                os.fchmod(handle, stat.S_IMODE(before.st_mode) & ~0o037)
+                os.fchmod(handle, stat.S_IMODE(before.st_mode) & ~refused_mode)
+            elif not is_secret:
+                os.fchmod(handle, 0o644)
             file.write(content)
             file.flush()
             os.fsync(handle)
@@ -99,7 +102,7 @@ def encode_keys(keys: Keys) -> bytes:
 
 
 class Keyring:
-    """The keys of one file. A changed file is read again within ``REREAD_S``.
+    """The keys of one file. A changed file is read again within ``file_watch.REREAD_S``.
 
     If the changed file is damaged or missing, the keys that were read before stay in force, and the log names the file.
 
@@ -117,14 +120,10 @@ class Keyring:
         """The file."""
         self._cell = cell
         """The name of the cell."""
-        self._clock = clock
-        """Monotonic time."""
         self._log = structlog.get_logger("nodestate.auth")
         """Logs that the file was read again."""
-        self._look_at = clock.monotonic() + REREAD_S
-        """When to look next whether the file has changed, in monotonic seconds."""
-        self._version = self._file_version()
-        """Identifies the content that was read last."""
+        self._watch = FileWatch(path, clock)
+        """Tells when the file has changed."""
         self._keys = read_keys(path, cell)
         """The keys that were read last."""
         self._signing_keys: dict[tuple[str, str], SigningKey | None] = {}
@@ -178,17 +177,9 @@ class Keyring:
         return self._keys.is_revoked(node)
 
     def _follow_file(self) -> None:
-        """Read the file again if it has changed. Looks every ``REREAD_S`` seconds."""
-        now = self._clock.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + REREAD_S
-            self._read_again()
-
-    def _read_again(self) -> None:
-        version = self._file_version()
-        if version == self._version:
+        """Read the file again if it has changed."""
+        if not self._watch.has_changed():
             return
-        self._version = version
         try:
             self._keys = read_keys(self._path, self._cell)
         except ConfigError as error:
@@ -197,10 +188,3 @@ class Keyring:
             self._signing_keys, self._checking_keys = {}, {}
             self._readings_count += 1
             self._log.info("keys read again", file=self._path)
-
-    def _file_version(self) -> tuple[int, int, int] | None:
-        try:
-            found = Path(self._path).stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size

@@ -13,7 +13,7 @@ from nodestate.cli.check import show as show_verdict
 from nodestate.cli.command import SECONDS, Run, cell_command, operator_name
 from nodestate.cli.design_switch import DesignIncompleteError, DesignsDifferError, DesignSwitch
 from nodestate.designs.connections import configured
-from nodestate.designs.control import Control, cut_over, prepared, require_named, retired, rolled_back
+from nodestate.designs.control import Control, author_text, cut_over, prepared, require_named, retired, rolled_back
 from nodestate.designs.stored_design import display_names, parse_stored_design
 from nodestate.errors import ConfigError
 from nodestate.text import age_text, count_text
@@ -62,7 +62,8 @@ _COMPARE_TIMEOUT_OPTION = click.option(
 _FORCE_OPTION = click.option(
     "--force",
     is_flag=True,
-    help="Also if the store that decides on the control record is down; the other copies then decide.",
+    help="Also if the store that decides on the control record is down, or has a record of a later version; the other "
+    "copies then decide.",
 )
 
 
@@ -72,8 +73,9 @@ _FORCE_OPTION = click.option(
 def status(run: Run) -> None:
     """Show the control record, its copies, and for each design its nodes, its age and its complete partitions.
 
-    JSON: {"version", "writes", "reads", "partitions", "former", "said_by", "leaving", "copies": {store: version},
-    "designs": {name: {"nodes", "age", "whole", "partitions"}}}; "whole" is the number of complete partitions.
+    JSON: {"version", "writes", "reads", "partitions", "former", "said_by", "command", "changed_at", "key", "leaving",
+    "copies": {store: version}, "designs": {name: {"nodes", "age", "whole", "partitions"}}}; "key" is the id of the key
+    that signed the record, and "whole" the number of complete partitions.
     """
     with DesignSwitch(run) as switch:
         control, found = switch.record()
@@ -88,6 +90,9 @@ def status(run: Run) -> None:
                     "partitions": control.reads.partitions,
                     "former": names[control.former] if control.former else "",
                     "said_by": control.said_by,
+                    "command": control.command,
+                    "changed_at": control.changed_at,
+                    "key": control.key_id,
                     "leaving": [names[design] for design in control.leaving],
                     "copies": {copy.store.name: copy.control.version if copy.control else None for copy in found},
                     "designs": {
@@ -102,13 +107,14 @@ def status(run: Run) -> None:
                 }
             )
             return
-        run.out.print(f"record {control.version}, by {control.said_by}; reads [bold]{names[control.reads]}[/]")
+        run.out.print(f"record {control.version}; reads [bold]{names[control.reads]}[/]")
+        run.out.print(f"  {author_text(control)}", markup=False, soft_wrap=True)
         for design, one in statuses.items():
             state = f"{len(switch.complete_partitions(one))} of {count_text(design.partitions, 'partition')} complete"
             run.out.print(f"  {one.name}: {count_text(len(one.view.nodes), 'node')}, {age_text(one.view.age)}, {state}")
         for copy in found:
-            has = str(copy.error) if copy.error else f"version {copy.control.version}" if copy.control else "none"
-            run.out.print(f"  copy at {copy.store.name}: {has}", markup=False)
+            has = f"version {copy.control.version}" if copy.control else copy.invalid or "none"
+            run.out.print(f"  copy at {copy.store.name}: {copy.error or has}", markup=False, soft_wrap=True)
         if control.former:
             run.out.print(f"  'nodestate design rollback' goes back to {names[control.former]}")
         for design in control.leaving:
@@ -131,7 +137,7 @@ def prepare(run: Run, name: str, timeout: float) -> None:
     state of all nodes from the design that readers read; agents are not asked for reports. Readers stay with their
     design.
     """
-    with DesignSwitch(run) as switch:
+    with DesignSwitch(run, f"prepare {name}") as switch:
         base = parse_stored_design(name, run.config.partitions).design
         if base not in configured(run.config):
             raise ConfigError(f"the settings name no store for design {base}: set NODESTATE_SQL or NODESTATE_STORE")
@@ -192,7 +198,7 @@ def cutover(run: Run, name: str, force: bool, timeout: float) -> None:
 
     Refuses if NAME is not complete, or differs from the design that readers read now. No reader needs a restart.
     """
-    with DesignSwitch(run) as switch:
+    with DesignSwitch(run, f"cutover {name}") as switch:
         control, _ = switch.record(force=force)
         design = switch.named(name, force=force)
         cut_over(control, design, operator_name())  # refuse an impossible step before the designs are compared
@@ -216,7 +222,7 @@ def cutover(run: Run, name: str, force: bool, timeout: float) -> None:
 @_FORCE_OPTION
 def rollback(run: Run, force: bool) -> None:
     """Have readers read the design that they read before the last cutover. Consumers keep writing the present one."""
-    with DesignSwitch(run) as switch:
+    with DesignSwitch(run, "rollback") as switch:
         before, _ = switch.record(force=force)
         control = switch.change(lambda now: rolled_back(now, operator_name()), force=force)
         reads = control.names[control.reads]
@@ -246,7 +252,7 @@ def retire(run: Run, name: str, force: bool, timeout: float) -> None:
     number of partitions, the command waits until consumers have left the queues of these partitions; then it deletes
     the queues and removes the stored state.
     """
-    with DesignSwitch(run) as switch:
+    with DesignSwitch(run, f"retire {name}") as switch:
         control, _ = switch.record(force=force)
         design = switch.named(name, force=force)
         if "@" not in name:
@@ -266,5 +272,24 @@ def retire(run: Run, name: str, force: bool, timeout: float) -> None:
         _print_result(run, after, done=done)
 
 
-for _step in (status, prepare, verify, cutover, rollback, retire):
+@cell_command(
+    "sign",
+    summary="Sign the control record with the operators' newest key.",
+    example="nodestate design sign",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also if the present signature is refused or missing; the record that is printed is then yours.",
+)
+def sign(run: Run, force: bool) -> None:
+    """Sign the control record with the operators' newest key, without another change of it.
+
+    If no store has a record, makes the first one from the settings. See 'nodestate key init --operator'.
+    """
+    with DesignSwitch(run, "sign") as switch:
+        _print_result(run, switch.sign(force=force), done="signed the control record")
+
+
+for _step in (status, prepare, verify, cutover, rollback, retire, sign):
     command.add_command(_step)

@@ -21,7 +21,8 @@ from nodestate.cli.check import Verdict, compare
 from nodestate.cli.command import Run, operator_name
 from nodestate.cli.inspection import CellInspector, DesignStatus
 from nodestate.designs.connections import configured, open_stores
-from nodestate.designs.control import Control, cleared, dated
+from nodestate.designs.control import Control, cleared, dated, record_from_settings, renewed
+from nodestate.designs.control_auth import control_auth
 from nodestate.designs.control_store import ControlStore, Copy, newest
 from nodestate.designs.layout_removal import delete_queues, remove_layout_epochs
 from nodestate.designs.stored_design import StoredDesign, parse_stored_design
@@ -57,13 +58,24 @@ class LayoutInUseError(DesignStepError):
 
 
 class DesignSwitch:
-    """Reads and changes the control record of a cell. A context manager that closes its connections."""
+    """Reads and changes the control record of a cell. A context manager that closes its connections.
 
-    def __init__(self, run: Run) -> None:
+    Args:
+        run: the command that switches.
+        command: its words after ``nodestate design``, which a changed record names; empty if it changes nothing.
+    """
+
+    def __init__(self, run: Run, command: str = "") -> None:
         # The command that switches.
         self._run = run
+        # Its words, for the record.
+        self._command = command
         # Settings of the cell.
         self.config = run.config
+        # Signs and checks the record.
+        self._auth = control_auth(run.config, SystemClock(), signs=bool(command))
+        if command:
+            self._auth.require_signer()
         places = configured(run.config)
         if not places:
             raise ConfigError(
@@ -73,7 +85,7 @@ class DesignSwitch:
         # Connections to all stores that the settings name.
         self._stores = open_stores(run.config, SystemClock(), places)
         # The copies of the control record in these stores.
-        self._copies = ControlStore(run.config.cell, self._stores)
+        self._copies = ControlStore(run.config.cell, self._stores, auth=self._auth)
 
     def __enter__(self) -> Self:
         return self
@@ -88,16 +100,18 @@ class DesignSwitch:
         seconds.
 
         Args:
-            force: Accept the newest copy of another store if the store that decides does not answer.
+            force: Accept the newest copy of another store if the store that decides does not answer, or has a record
+                that this version does not follow.
         """
         deadline = time.monotonic() + LOST_WAIT_S
         while True:
             found = self._copies.read()
             known = newest(found)
-            if known is not None and (found[0].control == known or (force and found[0].error is not None)):
+            overruled = force and (found[0].error is not None or found[0].may_be_right)
+            if known is not None and (found[0].control == known or overruled):
                 return known, found
             if time.monotonic() > deadline:
-                raise found[0].error or ControlLostError(found[0].store.name)
+                raise found[0].error or ControlLostError(found[0].store.name, found[0].invalid)
             time.sleep(RETRY_INTERVAL_S)
 
     def change(self, step: Callable[[Control], Control], *, force: bool = False) -> Control:
@@ -110,11 +124,15 @@ class DesignSwitch:
             after = step(before)
             if after is before:
                 return before
-            after = dated(after, time.time())
+            after = dated(after, time.time(), self._command)
             if self._copies.change(found, after, force=force):
                 if found[0].error is not None:
                     structlog.get_logger("nodestate.design").warning(
                         "step forced", why=str(found[0].error), decided="by another store"
+                    )
+                elif found[0].control is None:
+                    structlog.get_logger("nodestate.design").warning(
+                        "step forced", why=found[0].invalid, replaced=found[0].store.name
                     )
                 structlog.get_logger("nodestate.design").info(
                     "control record changed",
@@ -128,6 +146,37 @@ class DesignSwitch:
             f"the control record was changed by other commands at each of {MAX_TRIES_COUNT} attempts",
             "nodestate design status",
         )
+
+    def sign(self, *, force: bool = False) -> Control:
+        """Sign the control record with the newest key, in a new version. Returns the record.
+
+        If no store has a record, the first one is made from the settings. Raises ``ConfigError`` if this process has no
+        operators' key.
+
+        Args:
+            force: sign the record also if its present signature is refused.
+        """
+        if not self._auth.signs:
+            raise ConfigError(
+                f"auth_control is {self.config.auth_control}, operator_key_file is {self.config.operator_key_file!r}: "
+                "to sign, set auth_control to accept, warn or require, and operator_key_file to the file that 'nodestate "
+                "key init --operator' wrote"
+            )
+        if force:
+            self._copies = ControlStore(self.config.cell, self._stores, auth=self._auth.without_checks())
+        try:
+            return self.change(lambda now: renewed(now, operator_name()))
+        except ControlLostError:
+            found = self._copies.read()
+            if any(copy.control is not None or copy.error is not None or copy.invalid for copy in found):
+                raise
+        wall = time.time()
+        first = msgspec.structs.replace(record_from_settings(self.config, wall), said_by=operator_name())
+        first = dated(first, wall, self._command)
+        if not self._copies.begin(first, found):
+            raise DesignStepError("another process made the first control record just now", "nodestate design status")
+        self._copies.put_back(first, found[1:])
+        return first
 
     def named(self, name: str, *, force: bool = False) -> StoredDesign:
         """Return the design that a command's NAME means. Raises ``ConfigError`` if there is none.

@@ -11,6 +11,7 @@ from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.connections import configured, open_stores
 from nodestate.designs.control import Control, record_from_settings
+from nodestate.designs.control_auth import control_auth
 from nodestate.designs.control_store import ControlStore, Copy, newest
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign, display_names, parse_stored_design
@@ -78,9 +79,11 @@ def read_copies(config: Config, designs: Iterable[str] = ()) -> list[Copy]:
     places = [parse_stored_design(name, config.partitions).design for name in designs] or configured(config)
     if not places:
         return []
-    stores = open_stores(config, SystemClock(), places)
+    clock = SystemClock()
+    auth = control_auth(config, clock)
+    stores = open_stores(config, clock, places)
     try:
-        return ControlStore(config.cell, stores).read()
+        return ControlStore(config.cell, stores, clock, auth).read()
     finally:
         stores.close()
 

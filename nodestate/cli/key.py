@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
-from nodestate.auth.key_file import REREAD_S, encode_keys, read_cell_keys, read_keys, write_keys
+from nodestate.auth.file_watch import REREAD_S
+from nodestate.auth.key_file import encode_keys, read_cell_keys, read_keys, write_keys
 from nodestate.auth.keys import CellKeys, Secret
+from nodestate.cli import operator_key
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.doctor.findings import span_text
 from nodestate.config import Config
@@ -30,7 +32,13 @@ def command() -> None:
     To replace the secret of a cell: 'key rotate'; copy the file to all consumers and schedulers; write the keys of all
     nodes again with 'key node'; 'nodestate retag'; wait until doctor names no node that uses the old secret, and no
     allocation without a tag of the new one; 'key revoke' the old one, and copy the file again.
+
+    With --operator, 'init', 'rotate' and 'revoke' are for the operators' key pair, which signs the control record. The
+    settings operator_key_file and control_keys_file name its files.
     """
+
+
+_OPERATOR_OPTION = click.option("--operator", is_flag=True, help="The operators' key pair, not a secret of the cell.")
 
 
 def _keys_file(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,8 +59,16 @@ def _config(run: Run, keys_file: str | None) -> Config:
     "init", summary="Create the file with the secret of a cell.", example=f"nodestate key init {_EXAMPLE_FILE}"
 )
 @_keys_file
-def init(run: Run, keys_file: str | None) -> None:
-    """Create the file with the first secret of a cell. Only its owner can read it. An existing file is not changed."""
+@_OPERATOR_OPTION
+def init(run: Run, keys_file: str | None, operator: bool) -> None:
+    """Create the file with the first secret of a cell. Only its owner can read it. An existing file is not changed.
+
+    With --operator, creates the file of the operators' private key, and the file of its public key for all processes
+    that follow the control record.
+    """
+    if operator:
+        _print(run, *operator_key.init(run.config))
+        return
     config = _config(run, keys_file)
     secret = Secret.new(time.time())
     write_keys(config.keys_file, CellKeys(cell=config.cell, secrets=(secret,)), replace=False)
@@ -99,12 +115,19 @@ def node(run: Run, nodes: tuple[str, ...], out: str | None, keys_file: str | Non
     "rotate", summary="Add a secret that will replace the present one.", example=f"nodestate key rotate {_EXAMPLE_FILE}"
 )
 @_keys_file
-def rotate(run: Run, keys_file: str | None) -> None:
+@_OPERATOR_OPTION
+def rotate(run: Run, keys_file: str | None, operator: bool) -> None:
     """Add a secret to the file of the cell. Both secrets are in force until 'key revoke' ends the old one.
 
     Consumers and schedulers sign with the old secret until then, and nodes with the new one as soon as they have it. So
     no message is refused if consumers and schedulers get the file before nodes get their keys.
+
+    With --operator, adds a key pair. The new key signs from now on, so copy the file of public keys to all processes
+    before the next command 'design'.
     """
+    if operator:
+        _print(run, *operator_key.rotate(run.config))
+        return
     config = _config(run, keys_file)
     keys = read_cell_keys(config.keys_file, config.cell).with_new_secret(time.time())
     write_keys(config.keys_file, keys, replace=True)
@@ -125,12 +148,19 @@ def rotate(run: Run, keys_file: str | None) -> None:
 )
 @click.argument("name", metavar="NODE|ID")
 @_keys_file
-def revoke(run: Run, name: str, keys_file: str | None) -> None:
+@_OPERATOR_OPTION
+def revoke(run: Run, name: str, keys_file: str | None, operator: bool) -> None:
     """Refuse the present keys of NODE, or all keys that follow from the secret ID.
 
     Takes effect within 5 s of the moment at which a consumer or a scheduler gets the changed file. A node gets other
     keys after 'key rotate'. The last secret in force cannot be revoked.
+
+    With --operator, refuses the signatures of the operators' key ID. Run 'design sign' first if it signed the control
+    record.
     """
+    if operator:
+        _print(run, *operator_key.revoke(run.config, name))
+        return
     config = _config(run, keys_file)
     keys = read_cell_keys(config.keys_file, config.cell)
     is_secret = any(one.id == name for one in keys.secrets)
@@ -154,10 +184,20 @@ def revoke(run: Run, name: str, keys_file: str | None) -> None:
 def status(run: Run, keys_file: str | None) -> None:
     """Show the ids and ages of the secrets in force, and the revoked nodes and secrets. Secrets are never shown.
 
-    Of the file of a node, shows the ids of the node's keys.
+    Of the file of a node, shows the ids of the node's keys. Also shows the operators' keys if the settings name their
+    files.
     """
-    config = _config(run, keys_file)
-    keys, now = read_keys(config.keys_file, config.cell), time.time()
+    config, now = run.settings(keys_file=keys_file), time.time()
+    answer, lines = operator_key.status(config, now)
+    if config.keys_file or not lines:
+        answer_of_file, lines_of_file = _status_of_file(_config(run, keys_file), now)
+        answer, lines = {**answer_of_file, **answer}, [*lines_of_file, *lines]
+    _print(run, answer, "\n".join(lines))
+
+
+def _status_of_file(config: Config, now: float) -> tuple[dict[str, Any], list[str]]:
+    """Return the ids and ages of the keys in ``keys_file``, for ``--json`` and as lines of text."""
+    keys = read_keys(config.keys_file, config.cell)
     answer: dict[str, Any] = {"file": config.keys_file, "cell": keys.cell}
     if isinstance(keys, CellKeys):
         answer["secrets"] = [{"id": one.id, "age_s": round(now - one.created_at, 1)} for one in keys.secrets]
@@ -179,7 +219,7 @@ def status(run: Run, keys_file: str | None) -> None:
         answer["nodes"] = {name: [key.id for key in own] for name, own in keys.nodes.items()}
         lines = [f"{config.keys_file}: keys of nodes of cell {keys.cell}"]
         lines += [f"node {name}: keys of {', '.join(ids)}" for name, ids in answer["nodes"].items()]
-    _print(run, answer, "\n".join(lines))
+    return answer, lines
 
 
 def _print(run: Run, answer: dict[str, Any], text: str) -> None:

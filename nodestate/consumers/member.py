@@ -33,7 +33,8 @@ from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.transition_log import TransitionLog
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control, record_from_settings
-from nodestate.designs.control_store import ControlStore, newest
+from nodestate.designs.control_auth import control_auth
+from nodestate.designs.control_store import ControlStore, newest, newest_copy
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import BrokerUnavailableError, NodestateError, StoreError
 from nodestate.ports import Clock, Layouts, ResyncSender
@@ -96,8 +97,12 @@ class Member:
         """Checks the signatures of messages, for all consumers."""
         self._name = name
         """First part of the consumers' owner names."""
-        self._control_store = ControlStore(config.cell, stores, clock)
+        self._control_auth = control_auth(config, clock)
+        """Checks the signatures of control records."""
+        self._control_store = ControlStore(config.cell, stores, clock, self._control_auth)
         """All stored copies of the control record."""
+        self._control_value = b""
+        """The stored value of ``control``, with its signature; empty if this member made the record."""
         self._seed_layouts: dict[StoredDesign, SeedLayout] = {}
         """Readers of the designs from which other layouts begin; empty while there is only one layout."""
         self._log = structlog.get_logger("nodestate.consumer").bind(member=name)
@@ -150,20 +155,27 @@ class Member:
     def _follow_control(self) -> None:
         """Read the control record from all stores, and follow the newest copy.
 
-        If no store has a record, writes one from the settings. Writes missing and older copies again. No consumer runs
-        before a record is known: the settings may be out of date, and a consumer deletes every design that it is not
-        told to write.
+        If no store has a record, writes one from the settings, unless only signed records are followed: then an
+        operator makes the first one. Writes missing and older copies again. No consumer runs before a record is known:
+        the settings may be out of date, and a consumer deletes every design that it is not told to write.
         """
         copies = self._control_store.read()
+        auth = self._control_auth
+        self.stats.unsigned_controls, self.stats.refused_controls = auth.unsigned, auth.refused
         for copy in copies:
             if copy.error is not None or copy.invalid:
                 self._transitions.failing(f"control record at {copy.store.name}", str(copy.error or copy.invalid))
             else:
                 self._transitions.recovered(f"control record at {copy.store.name}")
-        known = newest(copies)
+        copy_read = newest_copy(copies)
+        known = copy_read.control if copy_read is not None else None
         if known is None and self.control is None:
-            if any(copy.error or copy.may_be_right for copy in copies):
+            if any(copy.error or copy.may_be_right or copy.is_refused for copy in copies):
                 return  # the store that does not answer may have the record, or an invalid record may be right
+            if auth.mode == "require":
+                reason = "auth_control is require, and no store has a record: an operator makes it"
+                self._transitions.failing(CONTROL_RECORD, f"{reason} with 'nodestate design sign'")
+                return
             known = record_from_settings(self.config, self._clock.time())
             first = copies[0].store.name
             try:
@@ -178,11 +190,11 @@ class Member:
         if known is not None and (
             self.control is None or (known.version >= self.control.version and known != self.control)
         ):
-            self._adopt(known)
+            self._adopt(known, copy_read.value if copy_read is not None else b"")
         if self.control is not None:
             self._apply(self.control)
             self._unbind_unused_queues(self.control)
-            errors = self._control_store.put_back(self.control, copies)
+            errors = self._control_store.put_back(self.control, copies, self._control_value)
             for copy in copies:
                 operation = f"write of the control record to {copy.store.name}"
                 if copy.store.name in errors:
@@ -190,10 +202,14 @@ class Member:
                 elif copy.error is None:
                     self._transitions.recovered(operation)
 
-    def _adopt(self, control: Control) -> None:
+    def _adopt(self, control: Control, value: bytes) -> None:
         """Follow this record from now on.
 
         If the settings name no store for one of its designs, logs an error and keeps following the record before.
+
+        Args:
+            control: the record.
+            value: its stored value; empty if this member made the record.
         """
         absent = [design.design for design in control.writes if not self._has_store(design)]
         if absent:
@@ -207,7 +223,7 @@ class Member:
         self._log.info(
             "control record", version=control.version, writes=list(map(str, control.writes)), reads=str(control.reads)
         )
-        self.control = control
+        self.control, self._control_value = control, value
 
     def _apply(self, control: Control) -> None:
         """Run a consumer in every layout that is to be written, and in no other.

@@ -49,3 +49,7 @@ class ConsumerStats:
     """Failed takeovers, writes and renewals, one per partition and design."""
     broker_errors: int = 0
     """Failed calls of the broker."""
+    unsigned_controls: int = 0
+    """Control records that were taken without a valid signature, in the modes accept and warn of ``auth_control``."""
+    refused_controls: int = 0
+    """Control records that were refused because of their signature."""

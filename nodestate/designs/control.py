@@ -28,6 +28,7 @@ not allowed raises ``DesignStepError``.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Final
 
 import msgspec
@@ -38,13 +39,20 @@ from nodestate.designs.stored_design import StoredDesign, display_names
 from nodestate.errors import DesignStepError
 from nodestate.model import MAX_CLOCK_AHEAD_S
 from nodestate.model.partitioning import BUCKETS_COUNT
-from nodestate.store.wire import Codec
-from nodestate.text import count_text
+from nodestate.store.wire import Codec, seal
+from nodestate.text import count_text, time_text
 
-MAX_VERSION: Final = 2**53
+MAX_VERSION: Final = 2**33
+"""Versions count seconds since 1970, and this is the year 2242."""
 MAX_DESIGNS_COUNT: Final = 64
 """Designs in one list of a record."""
 MAX_SAID_BY_CHARS: Final = 1_000
+MAX_COMMAND_CHARS: Final = 200
+SIGNATURE_CHARS: Final = 136
+"""Length of a signature: the id of its key, 8 hexadecimal digits, then 64 bytes as 128 of them."""
+FIRST_FIELDS_COUNT: Final = 6
+"""Fields that every record has. Later ones are written only as far as they are used, so old records keep their bytes.
+"""
 
 
 class Control(msgspec.Struct, frozen=True, array_like=True):
@@ -65,6 +73,21 @@ class Control(msgspec.Struct, frozen=True, array_like=True):
 
     Consumers write such a design until the design that readers read is complete.
     """
+    command: Annotated[str, Meta(max_length=MAX_COMMAND_CHARS)] = ""
+    """The command that made the last change, without ``nodestate design``. For people."""
+    changed_at: Annotated[float, Meta(ge=0)] = 0.0
+    """When the last change was made by the clock of its author, in seconds since 1970; 0 if that is not known."""
+    signature: Annotated[str, Meta(max_length=SIGNATURE_CHARS)] = ""
+    """The operators' signature (``designs.control_auth``); empty if the record is not signed."""
+
+    @property
+    def key_id(self) -> str:
+        """The id of the key that the signature names; empty if the record is not signed."""
+        return self.signature[:8]
+
+    def with_signature(self, signature: str) -> Control:
+        """Return this record with another signature."""
+        return msgspec.structs.replace(self, signature=signature)
 
     @property
     def layouts(self) -> list[int]:
@@ -95,11 +118,29 @@ def _require_consistent(control: Control) -> None:
         raise ValueError("readers read a design that consumers do not write")
     if len(set(control.writes)) != len(control.writes):
         raise ValueError("a design is written twice")
-    if not control.said_by.isprintable():
-        raise ValueError(f"the name of its author is {control.said_by!a:.80}")
+    for text, meaning in ((control.said_by, "the name of its author"), (control.command, "its command")):
+        if not text.isprintable():
+            raise ValueError(f"{meaning} is {text!a:.80}")
+    if not math.isfinite(control.changed_at):
+        raise ValueError(f"it was changed at {control.changed_at}")
 
 
-CONTROL: Final = Codec(Control, _require_consistent)
+class ControlCodec(Codec[Control]):
+    """Encodes and decodes control records."""
+
+    def pack(self, record: Control) -> bytes:
+        """Encode a record as a stored value."""
+        return seal(self.payload(record))
+
+    def payload(self, record: Control) -> bytes:
+        """Encode a record without the checksum. Later fields at the end are left out if they have their defaults."""
+        fields = list(msgspec.structs.astuple(record))
+        while len(fields) > FIRST_FIELDS_COUNT and not fields[-1]:
+            fields.pop()
+        return msgspec.msgpack.encode(fields)
+
+
+CONTROL: Final = ControlCodec(Control, _require_consistent)
 
 
 def doubt_about(control: Control, wall: float) -> str:
@@ -214,16 +255,36 @@ def cleared(control: Control, partitions: int, by: str) -> Control:
     return _next(control, by, leaving=leaving) if leaving != control.leaving else control
 
 
-def dated(after: Control, wall: float) -> Control:
-    """Return the record ``after`` with the version of a change that is made now.
+def author_text(control: Control) -> str:
+    """Return who made the last change of a record, when and by which command, and with which key it is signed."""
+    parts = [f"by {control.said_by}"]
+    if control.command:
+        parts.append(f"'nodestate design {control.command}'")
+    if control.changed_at:
+        parts.append(time_text(control.changed_at))
+    parts.append(f"signed with key {control.key_id}" if control.signature else "not signed")
+    return ", ".join(parts)
+
+
+def renewed(control: Control, by: str) -> Control:
+    """Return the record after ``sign``: the same designs in a new version, which is then signed with the newest key."""
+    return _next(control, by)
+
+
+def dated(after: Control, wall: float, command: str = "") -> Control:
+    """Return the record ``after`` with the version, the command and the time of a change that is made now.
 
     Args:
         after: the record, as one of the functions above returned it: its version is one above the last version.
         wall: the present time, in seconds since 1970.
+        command: the command that makes the change.
     """
-    return msgspec.structs.replace(after, version=max(after.version, int(wall)))
+    version = max(after.version, int(wall))
+    return msgspec.structs.replace(after, version=version, command=command[:MAX_COMMAND_CHARS], changed_at=wall)
 
 
 def _next(control: Control, by: str, **changes: object) -> Control:
-    """Return the record with these changes, and with the next version."""
-    return msgspec.structs.replace(control, version=control.version + 1, said_by=by, **changes)
+    """Return the record with these changes, with the next version, and without the signature of the one before."""
+    return msgspec.structs.replace(
+        control, version=control.version + 1, said_by=by, command="", changed_at=0.0, signature="", **changes
+    )

@@ -3,9 +3,12 @@
 One store decides about changes, by compare-and-swap: the database if there is one, otherwise the first memcached
 server. Every other store has a copy, so a reader finds the record in the store from which it reads its design.
 
-A copy that is damaged counts as missing, and so does a copy that this version must not follow (``doubt_about``): an
-unknown design, or a version so far in the future that no change could follow it. Consumers that know the record replace
-such a copy, and log it.
+A copy that is damaged counts as missing, and so does one whose signature is refused (``designs.control_auth``).
+Consumers that know the record replace such a copy, and log it.
+
+A copy that this process must not follow may be right for another one (``doubt_about``): it names a design of a later
+version of nodestate, or has a version far ahead of this machine's clock, which may be wrong. A process does not follow
+such a copy, and does not replace it either. Only an operator does, with ``--force``.
 
 The cell never goes back to an older record. Of several copies, the one with the highest version is used. Consumers keep
 the record in memory, and with each renewal they write it to every store whose copy is missing or older. So memcached
@@ -14,10 +17,12 @@ may lose the record: after one renewal it has the record again (docs/adr/0015).
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nodestate.designs.control import CONTROL, Control, doubt_about
+from nodestate.designs.control_auth import ControlAuth
 from nodestate.errors import ControlLostError, CorruptItemError, StoreError, StoreFullError
 from nodestate.ports import Clock, Item, Put, Store, SystemClock, Write, WriteStatus
 from nodestate.store import keys
@@ -41,32 +46,53 @@ class Copy:
     """Why the stored record counts as none; empty if it is valid or missing."""
     may_be_right: bool = False
     """True for an invalid record that another version of nodestate, or another clock, may accept."""
+    is_refused: bool = False
+    """True for an invalid record whose signature is wrong or missing."""
+    value: bytes = b""
+    """The stored value of a valid record, with its signature and with fields of later versions."""
 
 
 def newest(found: Sequence[Copy]) -> Control | None:
-    """Return the record with the highest version; None if no copy has a record.
+    """Return the record with the highest version; None if no copy has a record."""
+    copy = newest_copy(found)
+    return copy.control if copy is not None else None
+
+
+def newest_copy(found: Sequence[Copy]) -> Copy | None:
+    """Return the copy with the highest version; None if no copy has a record.
 
     If different records have that version, the record of the first store is returned, because that store decides. This
     is possible because the clocks of operators may differ.
     """
-    records = [copy.control for copy in found if copy.control is not None]
-    return max(records, key=lambda control: control.version, default=None)
+    return max(
+        (copy for copy in found if copy.control is not None),
+        key=lambda copy: copy.control.version if copy.control is not None else 0,
+        default=None,
+    )
 
 
-def fetch_record(cell: str, wall: float) -> Steps[Control | None]:
+def fetch_record(cell: str, wall: float, auth: ControlAuth) -> Steps[Control | None]:
     """Fetch the control record from one store. A reader does this in the same round trip as its heads.
 
-    ``wall`` is the present time, in seconds since 1970. Returns None if the store has no valid record.
+    Args:
+        cell: the cell.
+        wall: the present time, in seconds since 1970.
+        auth: checks signatures.
+
+    Returns:
+        The record; None if the store has no valid record.
     """
     key = keys.control(cell)
     item = (yield Step(fetch=[key])).items.get(key)
-    return _valid_record(key, item, wall)[0] if item is not None else None
+    return _judged(key, item, wall, auth)[0] if item is not None else None
 
 
 class ControlStore:
     """The control record in all stores of a cell. The first store decides."""
 
-    def __init__(self, cell: str, stores: Stores, clock: Clock | None = None) -> None:
+    def __init__(self, cell: str, stores: Stores, clock: Clock | None = None, auth: ControlAuth | None = None) -> None:
+        # Signs and checks records; by default it does neither.
+        self.auth = auth or ControlAuth()
         # Wall-clock time, to recognize versions far in the future.
         self._clock = clock or SystemClock()
         # The record's key, the same in every store.
@@ -79,23 +105,29 @@ class ControlStore:
         """Read the copy of every store. The copy of a store that does not answer has an ``error``."""
         return [self._copy(store) for store in self._stores]
 
-    def put_back(self, control: Control, found: Sequence[Copy]) -> dict[str, StoreError]:
-        """Write the record to every store whose copy is missing, older, or different with the same version.
+    def put_back(
+        self, control: Control, found: Sequence[Copy], value: bytes = b"", *, force: bool = False
+    ) -> dict[str, StoreError]:
+        """Write the record to every store whose copy is missing, invalid, older, or different with the same version.
 
         Args:
             control: the record.
-            found: the copies, as ``read`` returned them. A store that did not answer is skipped.
+            found: the copies, as ``read`` returned them. A store that did not answer is skipped, and so is one whose
+                copy may be right.
+            value: the stored value that ``control`` was read from, which keeps its signature; empty: it is encoded.
+            force: replace copies that may be right, too.
 
         Returns:
             By name, why a store could not be written, although it can be read. The next renewal tries again.
         """
         errors: dict[str, StoreError] = {}
+        value = value or self.auth.seal(self._key, control)
         for copy in found:
-            if copy.error is None and (
-                copy.control is None or (copy.control.version <= control.version and copy.control != control)
-            ):
+            if copy.error is not None or (copy.may_be_right and not force):
+                continue
+            if copy.control is None or (copy.control.version <= control.version and copy.control != control):
                 try:
-                    self._put(copy, control)
+                    self._put(copy, value)
                 except StoreError as error:
                     errors[copy.store.name] = error
         return errors
@@ -113,7 +145,7 @@ class ControlStore:
         Raises:
             StoreError: if the store does not answer, is full, or can be read but not written.
         """
-        return self._put(found[0], control)
+        return self._put(found[0], self.auth.seal(self._key, control))
 
     def change(self, found: Sequence[Copy], control: Control, *, force: bool = False) -> bool:
         """Replace the record in the deciding store, then in all others.
@@ -121,7 +153,8 @@ class ControlStore:
         Args:
             found: the copies, as ``read`` returned them.
             control: the new record.
-            force: if the deciding store does not answer, the first store that answers decides instead.
+            force: if the deciding store does not answer, the first store that answers decides instead. Copies that
+                may be right are replaced.
 
         Returns:
             True if the record is changed. False if another process changed the record since it was read. Nothing was
@@ -130,17 +163,22 @@ class ControlStore:
         Raises:
             StoreError: if the deciding store does not answer or is full. The change may or may not be stored, so the
                 caller reads again.
+            ConfigError: if the change must be signed, and this process cannot.
             ControlLostError: if the deciding store has no record, or an older one than another store. Nothing was
                 written. Consumers restore the newest record with their next renewal; the caller tries again after that.
         """
+        self.auth.require_signer()
         deciding = next((copy for copy in found if copy.error is None), found[0]) if force else found[0]
         if deciding.error is not None:
             raise deciding.error
-        if deciding.control is None or deciding.control != newest(found):
-            raise ControlLostError(deciding.store.name)
-        if not self._put(deciding, control):
+        known = newest(found)
+        is_replaced = force and deciding.may_be_right and known is not None
+        if (deciding.control is None or deciding.control != known) and not is_replaced:
+            raise ControlLostError(deciding.store.name, deciding.invalid)
+        value = self.auth.seal(self._key, control)
+        if not self._put(deciding, value):
             return False
-        self.put_back(control, [copy for copy in found if copy is not deciding])
+        self.put_back(control, [copy for copy in found if copy is not deciding], value, force=force)
         return True
 
     def _copy(self, store: Store) -> Copy:
@@ -151,20 +189,27 @@ class ControlStore:
             return Copy(store, error=error)
         if item is None:
             return Copy(store)
-        control, invalid, may_be_right = _valid_record(self._key, item, self._clock.time())
-        return Copy(store, control, item.cas, invalid=invalid, may_be_right=may_be_right)
+        control, invalid, fault = _judged(self._key, item, self._clock.time(), self.auth)
+        return Copy(
+            store,
+            control,
+            item.cas,
+            invalid=invalid,
+            may_be_right=fault is _Fault.DOUBTFUL,
+            is_refused=fault is _Fault.REFUSED,
+            value=item.value if control is not None else b"",
+        )
 
-    def _put(self, copy: Copy, control: Control) -> bool:
+    def _put(self, copy: Copy, value: bytes) -> bool:
         """Replace one copy by compare-and-swap. Returns True if the record is stored.
 
         Args:
             copy: the copy to replace, as it was read.
-            control: the new record.
+            value: the new record, as it is stored.
 
         Raises:
             StoreError: if the store fails or is full.
         """
-        value = CONTROL.pack(control)
         write = Write(Put.CAS, self._key, value, copy.cas) if copy.cas else Write(Put.ADD, self._key, value)
         [written] = copy.store.write([write])
         if written.status is WriteStatus.FULL:
@@ -172,14 +217,26 @@ class ControlStore:
         return written.status is WriteStatus.STORED
 
 
-def _valid_record(key: str, item: Item, wall: float) -> tuple[Control | None, str, bool]:
-    """Return the record in a stored item. If it is invalid: None, the reason, and whether it may be right elsewhere."""
+class _Fault(enum.Enum):
+    """Why a stored record is invalid."""
+
+    DAMAGED = 1
+    DOUBTFUL = 2
+    """It may be right for another version of nodestate, or by another clock."""
+    REFUSED = 3
+    """Its signature is wrong or missing."""
+
+
+def _judged(key: str, item: Item, wall: float, auth: ControlAuth) -> tuple[Control | None, str, _Fault | None]:
+    """Return the record in a stored item. If it is invalid: None, the reason, and the kind of the fault."""
     try:
         control = CONTROL.unpack(item.value)
     except CorruptItemError as error:
         DAMAGE.report(key, str(error))
-        return None, str(error), False
+        return None, str(error), _Fault.DAMAGED
+    if refusal := auth.refusal(key, control, item.value):
+        return None, refusal, _Fault.REFUSED
     if doubt := doubt_about(control, wall):
         DAMAGE.report(key, doubt)
-        return None, doubt, True
-    return control, "", False
+        return None, doubt, _Fault.DOUBTFUL
+    return control, "", None

@@ -13,6 +13,7 @@ from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.connections import configured, open_stores
 from nodestate.designs.control import Control
+from nodestate.designs.control_auth import ControlAuth, control_auth
 from nodestate.designs.control_store import fetch_record
 from nodestate.designs.stored_design import StoredDesign, parse_stored_design
 from nodestate.errors import BehindError, ConfigError, NodestateError, StaleViewError
@@ -115,6 +116,8 @@ class Reader:
         self._live = _FollowedDesign(first, config.cell, self._stores, self._clock)
         # The design to read next, once it can replace the design that is read; None if no switch is under way.
         self._coming: _FollowedDesign | None = None
+        # Checks the signatures of control records; None if the record is not read.
+        self._control_auth = None if self._pinned else control_auth(config, self._clock)
         # The newest control record that was read; None if none was read.
         self._control: Control | None = None
 
@@ -179,15 +182,18 @@ class Reader:
         """
         live = self._live
         work: dict[int, tuple[Store, Steps[Any]]] = {**live.work(with_life=with_life)}
-        if not self._pinned:  # fetch the record together with the heads, in the same round trip
+        auth = self._control_auth
+        if auth is not None:  # fetch the record together with the heads, in the same round trip
             servers = {id(store): store for store in live.stores}
             wall = self._clock.time()
-            work |= {-n: (store, fetch_record(self.config.cell, wall)) for n, store in enumerate(servers.values(), 1)}
+            work |= {
+                -n: (store, fetch_record(self.config.cell, wall, auth)) for n, store in enumerate(servers.values(), 1)
+            }
         results = run(work)
         live.note_errors({p: results[p] for p in range(len(live.followers))})
         records = [found for found in results.values() if isinstance(found, Control)]
-        if not self._pinned and any(isinstance(found, NodestateError) for n, found in results.items() if n < 0):
-            records += self._records_elsewhere()
+        if auth is not None and any(isinstance(found, NodestateError) for n, found in results.items() if n < 0):
+            records += self._records_elsewhere(auth)
         control = max(records, key=lambda record: record.version, default=None)
         # A different record of the same version is followed, too: the record from before was lost with its store.
         if (
@@ -200,7 +206,7 @@ class Reader:
         if self._coming is not None:
             self._switch_if_possible(self._coming, max_age, with_life=with_life)
 
-    def _records_elsewhere(self) -> list[Control]:
+    def _records_elsewhere(self, auth: ControlAuth) -> list[Control]:
         """Return the control records in the stores that this reader does not read now.
 
         Called while a store that this reader reads is down. Otherwise the reader would not learn that the cell was
@@ -211,7 +217,7 @@ class Reader:
                 self._reach(name)
         asked = {id(store): store for store in self._stores.everywhere if store not in self._live.stores}
         wall = self._clock.time()
-        found = run({key: (store, fetch_record(self.config.cell, wall)) for key, store in asked.items()})
+        found = run({key: (store, fetch_record(self.config.cell, wall, auth)) for key, store in asked.items()})
         return [one for one in found.values() if isinstance(one, Control)]
 
     def _reach(self, design: str) -> None:

@@ -24,7 +24,7 @@ from nodestate import Reader
 from nodestate.broker.resyncs import decode_resync, encode_resync
 from nodestate.config import Config
 from nodestate.consumers.watermarks import Watermarks, is_marker
-from nodestate.designs.control import CONTROL
+from nodestate.designs.control import CONTROL, FIRST_FIELDS_COUNT, Control
 from nodestate.journal import format as journal
 from nodestate.model import fold, parse_event
 from nodestate.model.orders import Answer, decode_answer, decode_order, encode
@@ -57,6 +57,8 @@ def plain(value: Any) -> Any:
         fields = {name: plain(item) for name in value.__struct_fields__ if (item := getattr(value, name)) is not UNSET}
         if isinstance(value, Answer) and not value.at:  # added later; an answer without it is written as before
             del fields["at"]
+        if isinstance(value, Control):  # fields that were added later, likewise
+            fields = dict(list(fields.items())[:FIRST_FIELDS_COUNT])
         return list(fields.values()) if value.__struct_config__.array_like else fields
     return value
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.doctor.agent_checks import examine_agents
 from nodestate.cli.doctor.broker_checks import examine_broker, examine_unnamed_layouts
-from nodestate.cli.doctor.design_checks import examine_copies, examine_design
+from nodestate.cli.doctor.design_checks import examine_copies, examine_design, examine_record
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.cli.doctor.signature_checks import examine_signatures, examine_tags
 from nodestate.cli.doctor.store_checks import examine_database, examine_store
@@ -77,6 +77,7 @@ def _print(run: Run, finding: Finding) -> None:
 def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesign]) -> Iterator[Finding]:
     layouts = list(dict.fromkeys(stored.partitions for stored in designs))
     copies = read_copies(config, [stored.design for stored in designs])
+    yield from examine_record(config, copies)
     yield from examine_copies(config.cell, copies)
     yield from _findings_or_error(
         "broker",

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text, span_text
 from nodestate.cli.inspection import NOTHING_STORED, DesignStatus, HeadStatus
 from nodestate.config import Config
-from nodestate.designs.control_store import Copy
+from nodestate.designs.control import author_text
+from nodestate.designs.control_store import Copy, newest
 from nodestate.store import keys
 from nodestate.text import count_text
 
@@ -17,14 +18,53 @@ from nodestate.text import count_text
 def examine_copies(cell: str, copies: Sequence[Copy]) -> Iterator[Finding]:
     """Name the stores whose copy of the control record is invalid."""
     for copy in copies:
-        if copy.invalid:
+        if copy.is_refused:
+            says = f"its copy of the control record is refused: {copy.invalid}"
+            advice = (
+                "consumers that know the record replace the copy within seconds, and go on with the record that they "
+                "know. If none does: after a look at 'nodestate design status', sign the record by 'nodestate design "
+                f"sign', or with --force the refused one; if no operator wrote it, delete the key {keys.control(cell)} "
+                "there first, and find the program that did"
+            )
+            yield Finding(FAIL, f"store {copy.store.name}", says, advice)
+        elif copy.may_be_right:
+            says = f"this process does not follow its copy of the control record: {copy.invalid}"
+            advice = (
+                "upgrade nodestate, or set the clock of this machine. If no operator wrote the record, delete the key "
+                f"{keys.control(cell)} there: consumers write the record that they know again; or repeat the last "
+                "command 'nodestate design' with --force"
+            )
+            yield Finding(FAIL, f"store {copy.store.name}", says, advice)
+        elif copy.invalid:
             says = f"its copy of the control record counts as missing: {copy.invalid}"
             advice = (
-                "consumers that know the record replace the copy within seconds. If none does, and the copy may be "
-                "right, upgrade nodestate or set the clock of this machine; otherwise delete the key "
+                "consumers that know the record replace the copy within seconds. If none does, delete the key "
                 f"{keys.control(cell)} there"
             )
             yield Finding(FAIL, f"store {copy.store.name}", says, advice)
+
+
+def examine_record(config: Config, copies: Sequence[Copy]) -> Iterator[Finding]:
+    """Examine the newest control record and its signature, and name the stores that have an older one."""
+    control = newest(copies)
+    if control is None:
+        if config.auth_control == "require":
+            says = "no store has a signed record, so consumers that start wait for one"
+            yield Finding(FAIL, "control record", says, "make or sign it by 'nodestate design sign'")
+        return
+    says = f"version {control.version}, {author_text(control)}"
+    if control.signature or config.auth_control == "off":
+        yield Finding(OK, "control record", says)
+    else:
+        yield Finding(WARN, "control record", f"{says}: mode require would refuse it", "nodestate design sign")
+    for copy in copies:
+        if copy.control is not None and copy.control.version < control.version:
+            says = f"has version {copy.control.version} of the control record, and another store has {control.version}"
+            advice = (
+                "run this command again in some seconds: consumers replace older copies. If the version stays, a "
+                "program puts an old record back, or no consumer can write there"
+            )
+            yield Finding(WARN, f"store {copy.store.name}", says, advice)
 
 
 def examine_design(config: Config, status: DesignStatus) -> Iterator[Finding]:
