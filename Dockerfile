@@ -14,7 +14,7 @@ COPY nodestate ./nodestate
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
  && python -m venv --without-pip /opt/nodestate \
  && pip --python /opt/nodestate/bin/python install --no-cache-dir --no-index --find-links /wheels \
-        'nodestate[redis,sql]'
+        'nodestate[ed25519,redis,sql]'
 
 # The same base image, because the environment refers to its Python.
 FROM python:3.11-slim-bookworm

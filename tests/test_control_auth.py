@@ -1,4 +1,4 @@
-"""Signed control records: what the four modes take, who signs, and that no process follows a forged record."""
+"""Signed control records: the four modes, the keys, and cells in which a program forges records."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from nodestate.designs.control_auth import ControlAuth, control_auth
 from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.reader import Reader
 from nodestate.errors import ConfigError, CorruptItemError
+from nodestate.ports import Put, Write
 from nodestate.store import keys
 from nodestate.store.round_trips import Stores
 from nodestate.store.wire import ENVELOPE_BYTES, seal
@@ -63,7 +64,9 @@ def signed_by(directory: Path, control: Control, pairs: KeyPairs | None = None, 
     """The stored value of a record with the signature of a key pair."""
     other = directory / "signing"
     other.mkdir(exist_ok=True)
-    return auth_of(control_settings(other, "accept", pairs), signs=True).seal(key, control)
+    settings = control_settings(other, "accept", pairs)
+    cell = pairs[0].cell if pairs is not None else "cell1"
+    return auth_of({**settings, "cell": cell}, signs=True).seal(key, control)
 
 
 def changed(value: bytes) -> bytes:
@@ -107,8 +110,7 @@ def test_a_mode_takes_and_counts_records_by_their_signature(mode: str, tmp_path:
         assert (auth.unsigned, auth.refused) == (int(taken and is_unsigned and mode != "off"), int(not taken)), name
 
 
-def test_a_record_of_which_any_byte_was_changed_is_refused(required: dict[str, str], tmp_path: Path) -> None:
-    value, auth = signed_by(tmp_path, START, new_pairs()), None
+def test_a_record_of_which_any_byte_was_changed_is_refused(required: dict[str, str]) -> None:
     value = auth_of(required, signs=True).seal(KEY, dated(START, CREATED_AT, "cutover journal"))
     auth = auth_of(required)
     assert not auth.refusal(KEY, CONTROL.unpack(value), value)
@@ -288,9 +290,7 @@ def test_an_earlier_signed_record_is_no_way_back_for_processes_that_know_a_later
     assert [member.runs.control for member in world.members] == [before, before]
 
 
-def test_a_new_consumer_does_not_overrule_a_record_that_it_refuses(
-    tmp_path: Path, pairs: KeyPairs, required: dict[str, str]
-) -> None:
+def test_a_new_consumer_does_not_overrule_a_record_that_it_refuses(tmp_path: Path, required: dict[str, str]) -> None:
     """Its file of public keys may be older than the operator's key. A record from its settings would be the newest."""
     world = SwitchedCell(control_settings={**required, "auth_control": "accept"}, servers=1)
     for member in list(world.members):
@@ -321,6 +321,9 @@ def test_a_cell_goes_from_unsigned_to_signed_records_and_back(required: dict[str
     assert [member.runs.control for member in world.members] == [world.record] * 2
     reader.read(max_age=5.0)
     assert reader._control != world.record
+
+
+MOVES = ["forge", "replay", "strip", "flush", "switch", "wait"]
 
 
 @pytest.mark.thorough
@@ -376,6 +379,4 @@ def test_processes_follow_only_signed_records_and_never_go_back(
 def plant(server: MemoryServer, value: bytes) -> None:
     """Store a value as any program can."""
     server.flush()
-    from nodestate.ports import Put, Write  # noqa: PLC0415
-
     server.write([Write(Put.ADD, KEY, value)])

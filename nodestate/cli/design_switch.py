@@ -159,8 +159,8 @@ class DesignSwitch:
         if not self._auth.signs:
             raise ConfigError(
                 f"auth_control is {self.config.auth_control}, operator_key_file is {self.config.operator_key_file!r}: "
-                "to sign, set auth_control to accept, warn or require, and operator_key_file to the file that 'nodestate "
-                "key init --operator' wrote"
+                "to sign, set auth_control to accept, warn or require, and operator_key_file to the file that "
+                "'nodestate key init --operator' wrote"
             )
         if force:
             self._copies = ControlStore(self.config.cell, self._stores, auth=self._auth.without_checks())

@@ -39,8 +39,8 @@ def init(config: Config) -> Answer:
     pairs = OperatorKeys(cell=config.cell, keys=(private,)), ControlKeys(cell=config.cell, keys=(public,))
     _write(config, pairs, first=True)
     text = (
-        f"wrote the private key {private.id} of cell {config.cell} to {config.operator_key_file}, and the public key to "
-        f"{config.control_keys_file}; copy the second file to {READERS}"
+        f"wrote the private key {private.id} of cell {config.cell} to {config.operator_key_file}, and the public key "
+        f"to {config.control_keys_file}; copy the second file to {READERS}"
     )
     return {**_files(config), "cell": config.cell, "id": private.id}, text
 
