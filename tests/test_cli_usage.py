@@ -30,6 +30,7 @@ NAMES = [
     *("select", "boot", "reserve", "confirm", "extend", "release", "reservations"),
     *("migrate", "evacuate", "resize", "update", "terminate"),
     *("design status", "design prepare", "design verify", "design cutover", "design rollback", "design retire"),
+    "design sign",
     *("key init", "key node", "key rotate", "key revoke", "key status"),
     "retag",
     *("sql upgrade", "sql downgrade", "sql status"),
