@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -39,6 +40,8 @@ class Dialect:
     """Parameters that a URL may have after the question mark."""
     tls: str = ""
     """Advice for an error of TLS."""
+    wrong_types: tuple[str, ...] = ()
+    """SQL conditions for heads with a value of a wrong type; empty if the database stores none."""
     refused_in_words: re.Pattern[str] = re.compile(r"(?!)")
     """Texts of connect errors without a code that mean a lack of rights."""
 
@@ -111,6 +114,10 @@ _SQLITE: Final = Dialect(
     full=frozenset({"SQLITE_FULL"}),
     refused=frozenset({"SQLITE_READONLY", "SQLITE_READONLY_DBMOVED", "SQLITE_PERM", "SQLITE_AUTH", "SQLITE_CANTOPEN"}),
     parameters=("uri", "mode", "cache", "immutable", "nolock", "vfs"),
+    wrong_types=(
+        *("typeof(value) <> 'blob'", "typeof(cas) <> 'integer'"),
+        "typeof(expires_at) NOT IN ('integer', 'null')",
+    ),
 )
 _DIALECTS: Final[Mapping[str, Dialect]] = {
     "mysql": _MYSQL,
@@ -162,6 +169,8 @@ def engine_of(url: str, timeout_s: float, **options: Any) -> sa.Engine:
         engine = sa.create_engine(parsed, connect_args=dialect.connect_args(timeout_s), **options)
     except ModuleNotFoundError as error:
         raise ConfigError(f"sql {parsed.drivername} needs its driver ({error}): pip install 'nodestate[sql]'") from None
+    if parsed.get_backend_name() == "sqlite":
+        sa.event.listen(engine, "connect", _accept_any_text)
     if parsed.drivername == "postgresql+psycopg":
         from nodestate.sql.waiting import connection_with, limit_transaction  # noqa: PLC0415  only it needs psycopg
 
@@ -171,6 +180,11 @@ def engine_of(url: str, timeout_s: float, **options: Any) -> sa.Engine:
         sa.event.listen(engine, "begin", limit_transaction)
         sa.event.listen(engine, "do_connect", connected)
     return engine
+
+
+def _accept_any_text(connection: Any, _record: object) -> None:
+    """Let one text that is not UTF-8 not fail the whole query of SQLite: a reader asks for many rows at once."""
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
 
 
 _EXAMPLES: Final = (

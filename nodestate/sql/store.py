@@ -11,6 +11,7 @@ writes the key. All writes of a call are one transaction, and all fetches are on
   duration of the measurement. Writes use the lower bound, and reads use the upper one, so no item looks younger than it
   is.
 - Heads are read before rows, so rows are never older than the head that was read with them.
+- SQLite stores values of any type in any column. Heads and rows with a wrong type are damaged: they count as missing.
 - A deadlock, or a lock that is not granted, rolls the transaction back. It is tried again a few times, as long as all
   tries together take no longer than ``timeout_s``.
 """
@@ -33,6 +34,7 @@ from nodestate.ports import MAX_TTL_S, Item, Key, NodeRow, Put, RowQuery, RowSel
 from nodestate.ports.forks import call_in_children, sever_in_children
 from nodestate.sql.dialects import code_of, dialect_of, engine_of, meaning_of, shown_url
 from nodestate.sql.schema import HEADS, MAX_VALUE_BYTES, NODES, REVISION, REVISION_TABLE, tables_without_transactions
+from nodestate.store.damage import DAMAGE
 from nodestate.store.wire import FoundRows, pack_found_rows, pack_record
 
 T = TypeVar("T")
@@ -44,6 +46,7 @@ MAX_ROWS_COUNT: Final = 1_000
 """Rows that one statement writes."""
 CLOCK_TRUSTED_S: Final = 60.0
 """Seconds between two measurements of the database's clock."""
+WRONG_TYPE: Final = "a column has a value of another type, which only SQLite stores"
 
 
 class SqlStore:
@@ -150,7 +153,9 @@ class SqlStore:
         for at in range(0, len(keys), MAX_KEYS_COUNT):
             asked = _HEADS_BY_KEY, {"keys": keys[at : at + MAX_KEYS_COUNT]}
             for key, value, cas, expires_at in connection.execute(*asked):
-                if expires_at is None or expires_at > now:
+                if not (isinstance(value, bytes) and isinstance(cas, int) and isinstance(expires_at, int | None)):
+                    DAMAGE.report(key, WRONG_TYPE)
+                elif expires_at is None or expires_at > now:
                     items[key] = Item(value, cas, None if expires_at is None else math.ceil(expires_at - now))
         return items
 
@@ -162,8 +167,11 @@ class SqlStore:
         values = {f"{name}{n}": value for n, query in enumerate(queries) for name, value in _values_of(query).items()}
         statement = _select_of(tuple(query.selection for query in queries))
         for prefix, slot, offset, record in connection.execute(statement, values):
-            rows[prefix].append((slot, record))
-            newest[prefix] = max(newest[prefix], offset)
+            if isinstance(slot, int) and isinstance(offset, int) and isinstance(record, bytes):
+                rows[prefix].append((slot, record))
+                newest[prefix] = max(newest[prefix], offset)
+            else:
+                DAMAGE.report(f"{prefix} row {slot!a:.20}", WRONG_TYPE)
         return {
             query: Item(pack_found_rows(FoundRows(newest[query.prefix], rows[query.prefix])), 0, None)
             for query in queries
@@ -196,7 +204,8 @@ class SqlStore:
         return outcomes
 
     def _added(self, connection: sa.Connection, write: Write, values: dict[str, Any], now: float) -> WriteResult:
-        connection.execute(sa.delete(HEADS).where(HEADS.c.key == write.key, HEADS.c.expires_at <= now))
+        missing = sa.or_(HEADS.c.expires_at <= now, *[sa.text(each) for each in self._dialect.wrong_types])
+        connection.execute(sa.delete(HEADS).where(HEADS.c.key == write.key, missing))
         done = connection.execute(self._add, {"key": write.key, **values})
         # Databases' counts of rows are unreliable for an insert that did nothing, so compare the id, which is unique.
         there = connection.execute(sa.select(HEADS.c.cas).where(HEADS.c.key == write.key)).scalar()
@@ -313,7 +322,14 @@ class _RetryableError(StoreError):
         self.meaning = meaning
 
 
-_HEADS_BY_KEY: Final = sa.select(HEADS).where(HEADS.c.key.in_(sa.bindparam("keys", expanding=True)))
+def _unconverted(column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    """The column as the driver gives it. SQLAlchemy fails to convert a value of another type than the column's."""
+    return sa.type_coerce(column, sa.types.NULLTYPE).label(column.name)
+
+
+_HEADS_BY_KEY: Final = sa.select(
+    HEADS.c.key, _unconverted(HEADS.c.value), _unconverted(HEADS.c.cas), _unconverted(HEADS.c.expires_at)
+).where(HEADS.c.key.in_(sa.bindparam("keys", expanding=True)))
 
 
 def _live(now: float) -> sa.ColumnElement[bool]:

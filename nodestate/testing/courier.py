@@ -32,7 +32,7 @@ class MemoryCourier:
         self.arrived: list[Answer] = []
         """Answers that arrived and are not yet returned."""
         self.bad_answers = 0
-        """Number of answers whose signature is missing or wrong."""
+        """Number of answers that could not be decoded, or whose signature is missing or wrong."""
         self._auth = auth or OrderAuth()
         """Signs orders, and checks answers."""
         self._broker = broker
@@ -72,8 +72,8 @@ class MemoryCourier:
 
     def receive(self, body: bytes) -> None:
         """Keep an answer that arrived in the queue, for the next call of ``answers``."""
-        answer = decode_answer(body)
         try:
+            answer = decode_answer(body)
             self._auth.check_answer(answer, body)
         except BadEventError:
             self.bad_answers += 1

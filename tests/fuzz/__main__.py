@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import resource
 import subprocess
 import sys
@@ -11,9 +10,9 @@ from random import Random
 from typing import Final
 
 import click
-import structlog
 
 from tests.fuzz import MIN_REACHED_SHARE, targets
+from tests.fuzz.judge import Judge, judged_logs
 
 WARM_UP_INPUTS_COUNT: Final = 500
 """Inputs after which the memory of the process counts as idle: caches are filled, and valid values built."""
@@ -34,8 +33,8 @@ PROGRESS_S: Final = 5.0
 def main(names: tuple[str, ...], inputs: int, first: int, only_list: bool) -> None:
     """Give generated inputs to the targets NAMES, by default to all of them.
 
-    Exits with 1 if an input causes an exception, needs more than twice the memory of an idle process, or if fewer than
-    half of the inputs pass the outer checksum or envelope.
+    Exits with 1 if an input causes an exception or a traceback in the log, needs more than twice the memory of an idle
+    process, or if fewer than half of the inputs pass the outer checksum or envelope.
     """
     known = targets()
     if only_list:
@@ -46,8 +45,8 @@ def main(names: tuple[str, ...], inputs: int, first: int, only_list: bool) -> No
         raise click.BadParameter(f"no target {unknown[0]!r}; give one of {', '.join(known)}")
     chosen = names or tuple(known)
     if len(chosen) == 1:
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-        sys.exit(not run_target(chosen[0], first, inputs))
+        with judged_logs() as judge:
+            sys.exit(not run_target(chosen[0], first, inputs, judge))
     failed = [name for name in chosen if not run_in_process(name, first, inputs)]
     click.echo(f"{len(chosen)} targets, {inputs:,} inputs each; failed: {', '.join(failed) or 'none'}")
     sys.exit(bool(failed))
@@ -59,7 +58,7 @@ def run_in_process(name: str, first: int, inputs: int) -> bool:
     return subprocess.run(command, check=False).returncode == 0  # noqa: S603 - our own command
 
 
-def run_target(name: str, first: int, inputs: int) -> bool:
+def run_target(name: str, first: int, inputs: int, judge: Judge) -> bool:
     """Run one target, and print its progress and result. Returns False if it failed."""
     run = targets()[name]
     began = told_at = time.monotonic()
@@ -68,6 +67,7 @@ def run_target(name: str, first: int, inputs: int) -> bool:
     for n in range(inputs):
         try:
             reached += run(Random(f"{name}/{first + n}"))
+            judge.require_none()
         except BaseException:
             click.echo(f"{name}: FAILED; repeat it: python -m tests.fuzz {name} --first {first + n} --inputs 1")
             raise
@@ -87,7 +87,7 @@ def run_target(name: str, first: int, inputs: int) -> bool:
     click.echo(
         f"{name}: {inputs:,} inputs, of which {reached / max(inputs, 1):.0%} reached the inside"
         f"{'' if enough else f'; FAILED: {MIN_REACHED_SHARE:.0%} must'}; at most {peak_kb() / 1024:,.0f} MB, "
-        f"idle {idle_kb / 1024:,.0f} MB"
+        f"idle {idle_kb / 1024:,.0f} MB; {time.monotonic() - began:,.0f} s"
     )
     return enough
 

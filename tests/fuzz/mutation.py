@@ -6,6 +6,9 @@ import math
 from random import Random
 from typing import Any, Final
 
+from nodestate.store.wire import ENVELOPE_BYTES, seal
+from tests.planted_values import content, sealed
+
 NUMBERS: Final = (
     *(-(10**12), -1, 0, 1, 2, 3, 100, 255, 256, 65_535, 65_536, 100_000, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40),
     *(2**48, 2**53, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1, -(2**31), -(2**63)),
@@ -56,6 +59,16 @@ def mutated_bytes(data: Random, raw: bytes) -> bytes:
         else:
             changed[at:at] = changed[at : at + data.randint(1, 8)] or data.randbytes(data.randint(1, 8))
     return bytes(changed)
+
+
+def mutated_item(data: Random, raw: bytes) -> tuple[bytes, bool]:
+    """A stored value with changes, and whether its checksum is right: nine of ten have their content changed."""
+    kind = data.random()
+    if kind < 0.75:
+        return sealed(mutated(data, content(raw))), True
+    if kind < 0.9:
+        return seal(mutated_bytes(data, raw[ENVELOPE_BYTES:])), True
+    return mutated_bytes(data, raw), False
 
 
 def odd_value(data: Random) -> Any:

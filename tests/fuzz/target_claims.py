@@ -10,9 +10,7 @@ from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.scheduling.claims.record import FaultRecord
 from nodestate.scheduling.request import parse
 from nodestate.store import keys
-from nodestate.store.wire import ENVELOPE_BYTES, seal
-from tests.fuzz.mutation import mutated, mutated_bytes
-from tests.planted_values import content, sealed
+from tests.fuzz.mutation import mutated_bytes, mutated_item
 from tests.scheduling.claim_tables import CELL, Parties
 from tests.scheduling.fleets import ChangingPartition, host
 
@@ -29,18 +27,15 @@ def run(data: Random) -> bool:
     """Mutate one record."""
     parties = Parties("one", "two")
     [server], [one, two] = parties.servers, parties.parties
-    raw = CLAIMS.pack(data.choice(RECORDS))
-    kind = data.random()
-    reached = kind < 0.9
-    if kind < 0.75:
-        raw = sealed(mutated(data, content(raw)))
-    elif kind < 0.9:
-        raw = seal(mutated_bytes(data, raw[ENVELOPE_BYTES:]))
-    else:
-        raw = mutated_bytes(data, raw)
+    raw, reached = mutated_item(data, CLAIMS.pack(data.choice(RECORDS)))
     server.write([Write(Put.ADD, keys.claim(CELL, "a"), raw)])
     server.write([Write(Put.ADD, keys.anchor(CELL, "web"), mutated_bytes(data, b"a"))])
     parties.show(VIEW)
+    honest = one.take("b", 2)
+    assert isinstance(honest, Claim)
+    two.refresh()
+    two.claim_table.read_records("b")
+    assert two.free("b") == 6, "a claim on the other node counts"
     placings = one.place(parse({"resources": {"VCPU": 1}}))
     placings += two.place(parse({"resources": {"VCPU": 1}, "group": {"name": "web", "policy": "affinity"}}))
     parties.clock.advance(4.0)

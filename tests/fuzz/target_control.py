@@ -15,10 +15,8 @@ from nodestate.errors import ControlLostError
 from nodestate.ports import Put, Write
 from nodestate.store import keys
 from nodestate.store.round_trips import Stores
-from nodestate.store.wire import ENVELOPE_BYTES, seal
 from nodestate.testing import ManualClock, MemoryServer, MemoryStore
-from tests.fuzz.mutation import mutated, mutated_bytes
-from tests.planted_values import content, sealed
+from tests.fuzz.mutation import mutated_item
 
 JOURNAL, SNAPSHOT = StoredDesign("journal", 2), StoredDesign("snapshot", 2)
 KNOWN: Final = Control(1_763_780_000, (JOURNAL, SNAPSHOT), JOURNAL, SNAPSHOT, "me", (StoredDesign("journal", 3),))
@@ -29,14 +27,8 @@ def run(data: Random) -> bool:
     clock = ManualClock()
     servers = [MemoryServer(f"m{n}", clock=clock) for n in range(2)]
     places = ControlStore("cell1", Stores([MemoryStore(server) for server in servers]), clock)
-    raw, kind = CONTROL.pack(KNOWN), data.random()
-    reached = kind < 0.9
-    if kind < 0.75:
-        mutant = sealed(mutated(data, content(raw)))
-    elif kind < 0.9:
-        mutant = seal(mutated_bytes(data, raw[ENVELOPE_BYTES:]))
-    else:
-        mutant = mutated_bytes(data, raw)
+    raw = CONTROL.pack(KNOWN)
+    mutant, reached = mutated_item(data, raw)
     at = data.randrange(2)
     for n, server in enumerate(servers):
         server.write([Write(Put.ADD, keys.control("cell1"), mutant if n == at else raw)])

@@ -37,12 +37,17 @@ EVENTS: Final[tuple[dict[str, Any], ...]] = (
     {**HEAD, "kind": "leave", "generation": 2},
 )
 FIRST: Final = msgpack.packb({**HEAD, "kind": "report", "generation": 1, "state": STATE})
+HONEST: Final = tuple(
+    msgpack.packb({**HEAD, "kind": "report", "generation": n, "node": "honest", "state": {"usage": {"VCPU": n}}})
+    for n in (1, 2)
+)
+"""Reports of another node, before and between the hostile messages."""
 
 
 def run(data: Random) -> bool:
-    """Fold two messages into a partition that knows one node."""
+    """Fold two messages into a partition that knows two nodes."""
     partition, counts = OwnedPartition(0, {}, 0.0), EventCounts()
-    bodies = [FIRST, _message(data), _message(data)]
+    bodies = [FIRST, HONEST[0], _message(data), HONEST[1], _message(data)]
     partition.backlog += [Delivery(0, body, n, 1) for n, body in enumerate(bodies)]
     taken: list[Delivery] = []
     refused = 0
@@ -56,6 +61,7 @@ def run(data: Random) -> bool:
     assert [record.name for record in partition.records] == list(partition.slots)
     for record in partition.records:
         assert record.gone or not record.live or isinstance(record.state(), dict)
+    assert partition.records[partition.slots["honest"]].state() == {"usage": {"VCPU": 2}}, "another node is damaged"
     return counts.dead_letters.get("undecodable", 0) == 0
 
 
