@@ -54,7 +54,7 @@ class SteppedCell:
         self._stores = (
             Stores((), wrap_store(open_database(self.config)))
             if self._where is StoreRole.SQL
-            else Stores([wrap_store(store) for store in open_memcached(self.config, self.config.store)])
+            else Stores([wrap_store(store) for store in open_memcached(self.config, self.config.store, SystemClock())])
         )
         self._consumer = Consumer(
             self.config,

@@ -87,6 +87,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Authentication of events: off, accept, warn or require; docs/concepts/security.md describes them."""
     auth_orders: AuthMode = "off"
     """Authentication of orders and their answers: off, accept, warn or require."""
+    auth_store: AuthMode = "off"
+    """Authentication of the values in memcached: off, accept, warn or require."""
     auth_control: AuthMode = "off"
     """Authentication of the control record: off, accept, warn or require. Agents do not read the record."""
     control_keys_file: str = ""
@@ -94,7 +96,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     operator_key_file: str = ""
     """File of the operators' private keys, for the commands nodestate design and nodestate key of operators."""
     keys_file: str = ""
-    """File of keys: the cell's, from nodestate key init, for consumers and schedulers; a node's own for its agent."""
+    """File of keys: the cell's, from nodestate key init, for all processes but agents; a node's own for its agent."""
 
     queue_type: Annotated[str, Meta(pattern=r"\A(classic|quorum)\Z")] = "classic"
     """Type of RabbitMQ's queues, classic or quorum. A quorum queue survives the loss of a broker node."""

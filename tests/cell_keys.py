@@ -42,10 +42,12 @@ class FixedKeyring(Keyring):
 
     def __init__(self, keys: CellKeys | NodeKeys) -> None:
         self._signing_keys, self._checking_keys = {}, {}
+        self._readings_count = 0
         self.change(keys)
 
     def change(self, keys: CellKeys | NodeKeys) -> None:
         self._keys = keys
+        self._readings_count += 1
         self._signing_keys.clear()
         self._checking_keys.clear()
 

@@ -21,6 +21,7 @@ from nodestate.designs.connections import configured, open_stores
 from nodestate.errors import BrokerUnavailableError, StoreUnavailableError
 from nodestate.masking import safe_url
 from nodestate.ports import SystemClock
+from nodestate.store.signed_values import VALUES
 from nodestate.text import count_text
 
 
@@ -92,6 +93,7 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
     if run.as_json:
         counts = asdict(consumer.stats)
         counts |= {**counts.pop("counts"), "lost_log_lines": lost_log_lines()}
+        counts |= {"unsigned_values": VALUES.unsigned, "refused_values": VALUES.refused}
         run.print_json({"member": f"{number}/{members}", "designs": consumer.designs, **counts})
     else:
         stats = consumer.stats

@@ -20,6 +20,7 @@ from nodestate.ports import Item, SystemClock
 from nodestate.store import keys
 from nodestate.store.head import HOLDING_HEAD, NEVER_HEARD, Head, read_head
 from nodestate.store.round_trips import run
+from nodestate.store.signed_values import ValueAuth
 from nodestate.view.view import View
 
 NOTHING_STORED: Final = "nothing is stored"
@@ -104,14 +105,20 @@ def selected_designs(config: Config, designs: str | None) -> list[StoredDesign]:
 
 
 class CellInspector:
-    """Reads several designs of a cell over the same connections. Close it after use."""
+    """Reads several designs of a cell over the same connections. Close it after use.
 
-    def __init__(self, config: Config, designs: Sequence[StoredDesign]) -> None:
+    Args:
+        config: settings of the cell.
+        designs: the designs to read.
+        values: checks and counts the values that are read; None to check them as the settings say.
+    """
+
+    def __init__(self, config: Config, designs: Sequence[StoredDesign], values: ValueAuth | None = None) -> None:
         # Settings of the cell.
         self._config = config
         clock = SystemClock()
         # Connections to the stores of all these designs.
-        self._stores = open_stores(config, clock, [stored.design for stored in designs])
+        self._stores = open_stores(config, clock, [stored.design for stored in designs], values=values)
         # A reader of each design.
         self._readers = {
             stored: Reader(config, design=str(stored), stores=self._stores, clock=clock)

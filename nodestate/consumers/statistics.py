@@ -42,7 +42,7 @@ class ConsumerStats:
     epochs_begun: int = 0
     """New epochs begun, one per partition and design."""
     repairs: int = 0
-    """Repairs that readers asked for."""
+    """Repairs that readers asked for, or that a change of the signatures of stored values needed."""
     resyncs: int = 0
     """Resync requests sent to agents."""
     store_errors: int = 0

@@ -7,6 +7,7 @@ SQLAlchemy, and the process of one that reads the database contains no pymemcach
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from nodestate.config import Config, servers_of
 from nodestate.designs import DESIGNS
@@ -15,8 +16,18 @@ from nodestate.ports import ClaimStore, Clock, Store, StoreRole
 from nodestate.store.breaker import ClaimBreaker, guarded
 from nodestate.store.round_trips import Stores
 
+if TYPE_CHECKING:
+    from nodestate.store.signed_values import ValueAuth
 
-def open_stores(config: Config, clock: Clock, designs: Iterable[str], *, make_tables: bool = False) -> Stores:
+
+def open_stores(
+    config: Config,
+    clock: Clock,
+    designs: Iterable[str],
+    *,
+    make_tables: bool = False,
+    values: ValueAuth | None = None,
+) -> Stores:
     """Return the stores of these designs, each server behind a circuit breaker. A store connects at its first use.
 
     Args:
@@ -24,19 +35,22 @@ def open_stores(config: Config, clock: Clock, designs: Iterable[str], *, make_ta
         clock: measures the pauses of the breakers.
         designs: names of the designs.
         make_tables: create the tables in a SQLite file that has none. In other databases an operator creates them.
+        values: signs and checks the values in memcached; None to do so as the settings say.
 
     Raises:
         ConfigError: if a design needs a store that the settings do not name.
     """
     roles = {DESIGNS[name].store_role for name in designs}
     database = open_database(config, make_tables=make_tables) if StoreRole.SQL in roles else None
-    stores: Sequence[Store] = open_memcached(config, config.store) if StoreRole.STORE in roles else ()
+    stores: Sequence[Store] = open_memcached(config, config.store, clock, values) if StoreRole.STORE in roles else ()
     if StoreRole.STORE_B in roles and not config.store_b:
         raise ConfigError(
             "the designs journal_b and snapshot_b need the setting store_b: "
             "give NODESTATE_STORE_B=memcached://host:port[,host:port…]"
         )
-    stores_b: Sequence[Store] = open_memcached(config, config.store_b) if StoreRole.STORE_B in roles else ()
+    stores_b: Sequence[Store] = (
+        open_memcached(config, config.store_b, clock, values) if StoreRole.STORE_B in roles else ()
+    )
     return guarded(stores, clock, database, stores_b)
 
 
@@ -50,23 +64,29 @@ def configured(config: Config) -> list[str]:
     return [name for name, design in DESIGNS.items() if is_named[design.store_role]]
 
 
-def open_claims(config: Config, clock: Clock) -> list[ClaimStore]:
-    """Return the servers of the setting ``store``. They store the claims, whichever design is read."""
-    return [ClaimBreaker(store, clock) for store in open_memcached(config, config.store)]
+def open_claims(config: Config, clock: Clock, values: ValueAuth | None = None) -> list[ClaimStore]:
+    """Return the servers of the setting ``store``. They store the claims, whichever design is read. Args as above."""
+    return [ClaimBreaker(store, clock) for store in open_memcached(config, config.store, clock, values)]
 
 
-def open_memcached(config: Config, url: str) -> Sequence[ClaimStore]:
-    """Return a connection to each memcached server that a setting names.
+def open_memcached(config: Config, url: str, clock: Clock, values: ValueAuth | None = None) -> Sequence[ClaimStore]:
+    """Return a connection to each memcached server that a setting names, with signed values.
 
     Partition p is stored on server ``p % len(servers)``.
 
     Args:
-        config: settings of the cell, for time-outs.
+        config: settings of the cell.
         url: value of the setting ``store`` or ``store_b``.
+        clock: tells when to look whether the file of keys has changed.
+        values: signs and checks the values; None to do so as the settings say.
+
+    Raises:
+        ConfigError: if the keys of the settings cannot be used.
     """
     from nodestate.store.memcached import open_stores as connections  # noqa: PLC0415  see the module docstring
+    from nodestate.store.signed_values import signed_stores, value_auth  # noqa: PLC0415  likewise
 
-    return connections(config, url)
+    return signed_stores(connections(config, url), values or value_auth(config, clock))
 
 
 def open_database(config: Config, *, make_tables: bool = False) -> Store:

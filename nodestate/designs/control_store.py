@@ -50,6 +50,8 @@ class Copy:
     """True for an invalid record whose signature is wrong or missing."""
     value: bytes = b""
     """The stored value of a valid record, with its signature and with fields of later versions."""
+    outdated: bool = False
+    """True if the item is outdated, see ``ports.Item``."""
 
 
 def newest(found: Sequence[Copy]) -> Control | None:
@@ -108,7 +110,7 @@ class ControlStore:
     def put_back(
         self, control: Control, found: Sequence[Copy], value: bytes = b"", *, force: bool = False
     ) -> dict[str, StoreError]:
-        """Write the record to every store whose copy is missing, invalid, older, or different with the same version.
+        """Write the record to every store whose copy is missing, invalid, older, outdated, or another of its version.
 
         Args:
             control: the record.
@@ -125,7 +127,9 @@ class ControlStore:
         for copy in found:
             if copy.error is not None or (copy.may_be_right and not force):
                 continue
-            if copy.control is None or (copy.control.version <= control.version and copy.control != control):
+            if copy.control is None or (
+                copy.control.version <= control.version and (copy.control != control or copy.outdated)
+            ):
                 try:
                     self._put(copy, value)
                 except StoreError as error:
@@ -198,6 +202,7 @@ class ControlStore:
             may_be_right=fault is _Fault.DOUBTFUL,
             is_refused=fault is _Fault.REFUSED,
             value=item.value if control is not None else b"",
+            outdated=item.outdated,
         )
 
     def _put(self, copy: Copy, value: bytes) -> bool:

@@ -99,6 +99,7 @@ class JournalWriter:
         The checkpoint covers all missing segments before it.
         """
         yield from self._commit(Batch((), (), len(nodes.records)), nodes, status, checkpoint_now=True)
+        yield from self.ownership.rewrite_epoch_key()
 
     def _commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus, *, checkpoint_now: bool) -> Steps[None]:
         ownership, section, head = self.ownership, self.section, self.ownership.head

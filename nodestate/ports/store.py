@@ -33,6 +33,8 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     """Compare-and-swap id; changes with each write of the item."""
     ttl_s: int | None
     """Whole seconds until the item expires; None if it never does."""
+    outdated: bool = False
+    """True if this process would store the same value in another form: signed, unsigned, or signed with another key."""
 
 
 class Put(enum.Enum):

@@ -115,17 +115,18 @@ class SnapshotWriter:
     def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``.
 
-        Compares every item, writes lost and different ones again, then writes a new index.
+        Compares every item, writes lost, different and outdated ones again, then writes a new index.
         """
         head = self.ownership.head
         names = [keys.node(self._target.prefix, record.name) for record in nodes.records]
         reply = yield Step(fetch=names)
         for slot, name in enumerate(names):
             item = reply.items.get(name)
-            if item is None or item.value != self._stored(slot, self._stamps[slot], head.epoch, nodes):
+            if item is None or item.outdated or item.value != self._stored(slot, self._stamps[slot], head.epoch, nodes):
                 self._unwritten.add(slot)
                 self._cas_ids[slot] = item.cas if item else 0
         yield from self._commit(Batch((), (), len(nodes.records)), nodes, status, index_now=True)
+        yield from self.ownership.rewrite_epoch_key()
 
     def _commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus, *, index_now: bool) -> Steps[None]:
         ownership, section, head = self.ownership, self.section, self.ownership.head

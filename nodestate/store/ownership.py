@@ -18,12 +18,13 @@ the head, so (owner, term, beat) distinguishes the owner's own writes from all o
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
-from nodestate.errors import EpochLostError, FencedError, ItemTooLargeError, StoreFullError
+from nodestate.errors import EpochLostError, FencedError, ItemTooLargeError, StoreFullError, StoreUnavailableError
 from nodestate.ports import (
     Clock,
     Item,
@@ -300,7 +301,8 @@ class Ownership:
     def renew(self, status: OwnerStatus) -> Steps[bool]:
         """Confirm the ownership and store the signs of life; write the epoch key again if it was lost.
 
-        Returns True if a reader asked for a repair; its request is deleted.
+        Returns True if the stored state must be written again: a reader asked for a repair, and its request is deleted,
+        or the epoch key was lost, refused or outdated (``rewrite_epoch_key``).
         """
         if self._intended is not None and self._intended.next != self.head.next:
             return False  # The outcome of an advance is unknown: only the same commit, tried again, resolves it.
@@ -339,7 +341,18 @@ class Ownership:
                 raise FencedError(target.partition, head.term, "another owner began an epoch")
         elif stored_epoch != epoch:
             raise FencedError(target.partition, head.term, "another owner began an epoch")
-        return repair_result.status is WriteStatus.STORED
+        return repair_result.status is WriteStatus.STORED or pointer is None or stored_epoch is None or pointer.outdated
+
+    def rewrite_epoch_key(self) -> Steps[None]:
+        """Write the epoch key again if it is outdated. Call this after all contents were written again.
+
+        So the signature of the epoch key tells whether an owner that signs with this key has written all contents.
+        """
+        key = keys.epoch(self.target.prefix)
+        with suppress(StoreUnavailableError):  # the next renewal finds the key as it is
+            item = (yield Step(fetch=[key])).items.get(key)
+            if item is not None and item.outdated and EPOCH.find(key, item) == self.head.epoch:
+                yield Step(write=[Write(Put.CAS, key, EPOCH.pack(self.head.epoch), item.cas)])
 
     def require_still_owned(self) -> Steps[None]:
         """Raise ``FencedError`` or ``EpochLostError`` unless the stored head is the one that this owner wrote last."""

@@ -77,7 +77,7 @@ class PartitionWriter(Protocol):
         """
 
     def renew(self, status: OwnerStatus) -> Steps[bool]:
-        """Confirm the ownership. Returns True if a reader asked for a repair."""
+        """Confirm the ownership. Returns True if ``repair`` must be called."""
 
     def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
-        """Write again all items of this partition that the store has lost."""
+        """Write again all items of this partition that the store has lost, or that are outdated."""

@@ -1,9 +1,10 @@
 """Encoding of stored values: a format version, a checksum, and msgpack.
 
-Every value in memcached is ``b"N" + format version + xxh3-64 of the payload (big endian) + payload``. The payload is a
-msgpack array of the record's fields. Decoding checks types and ranges, and the relations between fields, so damaged or
-hostile bytes raise ``CorruptItemError`` and never produce a record that a process could fail on
-(docs/reference/wire.md). ``find`` decodes a value that counts as missing if it is damaged.
+Every value in memcached is ``b"N" + format version + xxh3-64 of the payload (big endian) + payload``, which may stand
+behind a signature (``signed_values``). The payload is a msgpack array of the record's fields. Decoding checks types and
+ranges, and the relations between fields, so damaged or hostile bytes raise ``CorruptItemError`` and never produce a
+record that a process could fail on (docs/reference/wire.md). ``find`` decodes a value that counts as missing if it is
+damaged.
 """
 
 from __future__ import annotations
@@ -35,6 +36,21 @@ Larger items would not be read faster per byte. Much larger items would use memc
 which hold few chunks: with parts of 512 KiB, a server evicted checkpoints at half of its memory (docs/adr/0004).
 """
 
+UNSIGNED: Final = "unsigned"
+"""The reason of a value that is refused because it has no signature."""
+BAD_SIGNATURE: Final = "bad-signature"
+"""The reason of a value that is refused because its signature is not valid."""
+
+
+def refused_value(reason: str) -> bytes:
+    """Return the content that stands for a refused value: no codec accepts it. ``reason`` is one of the above."""
+    return b"N\0" + reason.encode()
+
+
+_REFUSALS: Final = {
+    refused_value(UNSIGNED): f"{UNSIGNED}: the value has no signature, and auth_store refuses it",
+    refused_value(BAD_SIGNATURE): f"{BAD_SIGNATURE}: another program wrote or moved the value, or its key is revoked",
+}
 DECODE_ERRORS: Final = (msgspec.DecodeError, RecursionError, ValueError)
 """Errors that damaged bytes cause. A ``UnicodeDecodeError`` is a ``ValueError``."""
 _NO_NAME_CHARACTERS: Final = {at: None for at in range(128) if re.fullmatch(NODE_NAME_PATTERN, chr(at))}
@@ -72,7 +88,8 @@ class Codec(Generic[T]):
         payload = memoryview(raw)[ENVELOPE_BYTES:]
         if raw[:2] != _MAGIC or raw[2:ENVELOPE_BYTES] != xxhash.xxh3_64_digest(payload):
             raise CorruptItemError(
-                f"no {self._name} in format {STORED_VERSION}, or its checksum is wrong: {raw[:24]!r}"
+                _REFUSALS.get(raw)
+                or f"no {self._name} in format {STORED_VERSION}, or its checksum is wrong: {raw[:24]!r}"
             )
         try:
             record = self._decode(payload)

@@ -24,7 +24,9 @@ from nodestate.sql.migrate import upgrade
 from nodestate.sql.store import SqlStore
 from nodestate.store.breaker import ClaimBreaker
 from nodestate.store.memcached import MemcachedStore, open_stores
+from nodestate.store.signed_values import SignedStore, ValueAuth, ValueCounts
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryDatabase, MemoryServer, MemoryStore, chance, script
+from tests.cell_keys import FixedKeyring, new_cell_keys
 from tests.contract.store import NEVER_GIVEN, ClaimStoreContract, DatabaseContract, MemcachedContract
 
 FULL_MB = 8
@@ -62,6 +64,28 @@ class TestFaultyStoreWithoutFaults(MemcachedContract):
     @pytest.fixture
     def full_server(self) -> InMemory:
         return InMemory(lambda store: FaultyStore(store, script()), full=True)
+
+
+class SignedInMemory(InMemory):
+    """A ``MemoryServer`` whose values are signed."""
+
+    def __init__(self, *, full: bool = False) -> None:
+        self._auth = ValueAuth("require", FixedKeyring(new_cell_keys()), ValueCounts())
+        super().__init__(self._signed, full=full)
+
+    def _signed(self, store: Store) -> Store:
+        assert isinstance(store, ClaimStore)
+        return SignedStore(store, self._auth)
+
+
+class TestSignedStore(MemcachedContract):
+    @pytest.fixture
+    def server(self) -> SignedInMemory:
+        return SignedInMemory()
+
+    @pytest.fixture
+    def full_server(self) -> SignedInMemory:
+        return SignedInMemory(full=True)
 
 
 class OnMemcached:
@@ -118,6 +142,12 @@ class TestClaimsBehindABreaker(ClaimStoreContract):
             return ClaimBreaker(store, clock)
 
         return InMemory(wrapped)
+
+
+class TestClaimsInASignedStore(ClaimStoreContract):
+    @pytest.fixture
+    def server(self) -> SignedInMemory:
+        return SignedInMemory()
 
 
 @pytest.mark.service

@@ -9,7 +9,7 @@ from typing import Any
 
 from nodestate.errors import NodestateError
 from nodestate.model import partitioning
-from nodestate.ports import Clock, Item, Put, Write, WriteResult, WriteStatus
+from nodestate.ports import ClaimStore, Clock, Item, Put, Write, WriteResult, WriteStatus
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed
 from nodestate.scheduling.claims.claim_table import ClaimTable
@@ -64,13 +64,21 @@ class CountingConnection(FaultyStore):
 class Party:
     """One scheduler's claim table with its fleet and placer. It claims ``VCPU`` only."""
 
-    def __init__(self, name: str, servers: Iterable[MemoryServer], clock: Clock, *, ahead_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        servers: Iterable[MemoryServer],
+        clock: Clock,
+        *,
+        ahead_s: float = 0.0,
+        wrap: Callable[[ClaimStore], ClaimStore] = lambda store: store,
+    ) -> None:
         self.name = name
         self.fleet = Fleet()
         self.ids = SeededIds(name)
         self.connections = [CountingConnection(server, ahead_s) for server in servers]
         preference, faults = NodePreference(name, clock, CLAIM_TTL_S), NodeFaults(clock)
-        self.claim_table = ClaimTable(CELL, self.connections, self.fleet, preference, faults)
+        self.claim_table = ClaimTable(CELL, list(map(wrap, self.connections)), self.fleet, preference, faults)
         selector = Selector(self.fleet, own(), zlib.crc32(name.encode()), node_faults=faults)
         affinity_seed = AffinitySeed(CELL, self.connections)
         self.placer = Placer(name, self.fleet, selector, self.claim_table, affinity_seed, self.refresh, clock, self.ids)

@@ -17,6 +17,7 @@ from nodestate.cli.doctor.design_checks import examine_copies, examine_design, e
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.cli.doctor.signature_checks import examine_signatures, examine_tags
 from nodestate.cli.doctor.store_checks import examine_database, examine_store
+from nodestate.cli.doctor.value_checks import examine_values
 from nodestate.cli.inspection import CellInspector, read_control, read_copies, selected_designs
 from nodestate.config import Config, servers_of
 from nodestate.designs import DESIGNS
@@ -24,7 +25,8 @@ from nodestate.designs.control import Control
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import NodestateError
 from nodestate.masking import safe_url
-from nodestate.ports import StoreRole
+from nodestate.ports import StoreRole, SystemClock
+from nodestate.store.signed_values import ValueCounts, value_auth
 from nodestate.text import count_text
 
 STYLES: Final = {OK: "green", WARN: "yellow", FAIL: "bold red"}
@@ -93,7 +95,8 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
             yield from _findings_or_error(f"store {address}", partial(examine_store, config, url, address, changed_at))
     if any(DESIGNS[stored.design].store_role is StoreRole.SQL for stored in designs):
         yield from _findings_or_error("store of the database", partial(examine_database, config))
-    inspector = CellInspector(config, designs)
+    values = value_auth(config, SystemClock(), ValueCounts())
+    inspector = CellInspector(config, designs, values)
     try:
         statuses = inspector.inspect(node_max_age=math.inf)
         for status in statuses:
@@ -103,6 +106,7 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
         yield from examine_agents(config, view)
         yield from _findings_or_error("signatures", lambda: examine_signatures(config, view))
         yield from _findings_or_error("tags", lambda: examine_tags(config, view))
+        yield from examine_values(config, values, [one.name for one in view.nodes.records()])
     finally:
         inspector.close()
 

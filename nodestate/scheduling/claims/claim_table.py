@@ -234,15 +234,15 @@ class ClaimTable:
         return Write(Put.ADD, key, CLAIMS.pack(record))
 
     def _cache_item(self, node: str, item: Item | None) -> bool:
-        """Cache the record of an item that was read. Returns False if there was no item, or if it was damaged: the
-        record is unknown then.
-        """
+        """Cache the record of an item. Returns False if it is missing or damaged; the record is then unknown."""
         now = time_or_zero(self.servers.of(node))
         record = CLAIMS.find(self._key(node), item, now, self.records.distrusted.get(node))
         if item is None or record is None:
             self._forget(node)
             return False
         self._cache_record(node, record, item.cas)
+        if item.outdated:
+            self._edits.rewrite(node)
         return True
 
     def _cache_record(self, node: str, record: ClaimRecord, cas: int) -> None:

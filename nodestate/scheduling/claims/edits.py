@@ -47,6 +47,10 @@ class PendingEdits:
         """Return the edit of a node; None if there is none."""
         return self._by_node.get(node)
 
+    def rewrite(self, node: str) -> None:
+        """Write the node's record again with the next flush, also without a change."""
+        self._by_node.setdefault(node, Edit())
+
     def add_claim(self, node: str, claim: Claim, *, avoid_unsure: bool) -> None:
         """Add a claim with the next flush. It replaces a claim with the same id."""
         edit = self._by_node.setdefault(node, Edit())

@@ -1,0 +1,78 @@
+"""Checks of signatures of stored values: how many are signed, and with which keys.
+
+The inspection of a cell reads all values that a new reader needs, and each is counted by its signature. So the figures
+show whether the next mode of ``auth_store`` would refuse a value, and whether an old key can be revoked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
+from nodestate.config import Config
+from nodestate.designs.connections import open_claims
+from nodestate.errors import StoreError
+from nodestate.model.partitioning import partition_of
+from nodestate.ports import ClaimStore, SystemClock
+from nodestate.store import keys
+from nodestate.store.signed_values import OUTDATED, ValueAuth
+from nodestate.store.wire import BAD_SIGNATURE, UNSIGNED
+from nodestate.text import count_text
+
+ABOUT: Final = "stored values"
+FETCH_COUNT: Final = 2_000
+"""Claim records that one round trip reads."""
+
+
+def examine_values(config: Config, values: ValueAuth, nodes: Sequence[str]) -> list[Finding]:
+    """Examine the signatures of stored values. Returns nothing if ``auth_store`` is off.
+
+    Args:
+        config: settings of the cell.
+        values: has counted the values that an inspection of the cell has read.
+        nodes: names of all nodes, whose claim records and the control record are read here.
+    """
+    if config.auth_store == "off":
+        return []
+    servers = open_claims(config, SystemClock(), values)
+    try:
+        for index, server in enumerate(servers):
+            mine = [name for name in nodes if partition_of(name, len(servers)) == index]
+            _read(server, [keys.control(config.cell), *(keys.claim(config.cell, name) for name in mine)])
+    except StoreError as error:
+        return [Finding(WARN, ABOUT, f"claim records are not counted: {error}"), *_findings(values)]
+    finally:
+        for server in servers:
+            server.close()
+    return list(_findings(values))
+
+
+def _read(server: ClaimStore, names: Sequence[str]) -> None:
+    for at in range(0, len(names), FETCH_COUNT):
+        server.fetch(names[at : at + FETCH_COUNT])
+
+
+def _findings(values: ValueAuth) -> Iterator[Finding]:
+    counts = values.counts
+    all_values = count_text(counts.signed + counts.unsigned + counts.refused, "stored value")
+    again = "owners of partitions write them again within seconds, and a scheduler claim records after its start"
+    if counts.refused:
+        reason = BAD_SIGNATURE if BAD_SIGNATURE in counts.examples else UNSIGNED
+        says = f"{counts.refused:,} of {all_values} are refused, for example {counts.examples[reason]}: {reason}"
+        advice = (
+            f"{again}. If some remain, another program writes into memcached, or a process signs with other keys or "
+            "not at all: compare its auth_store and keys_file"
+        )
+        yield Finding(FAIL, ABOUT, says, advice)
+    if counts.unsigned:
+        says = f"{counts.unsigned:,} of {all_values} are unsigned, for example {counts.examples[UNSIGNED]}"
+        advice = f"set auth_store and keys_file for all consumers and schedulers, and restart them: {again}"
+        yield Finding(WARN, ABOUT, says, advice)
+    if counts.outdated:
+        says = f"{counts.outdated:,} of {all_values} lack the code of a secret, for example {counts.examples[OUTDATED]}"
+        advice = f"{again}. Revoke no secret before this line is gone"
+        yield Finding(WARN, ABOUT, says, advice)
+    if not counts.refused and not counts.unsigned and not counts.outdated:
+        says = f"all {all_values} are signed, with keys of {' and '.join(values.key_ids)}"
+        yield Finding(OK, ABOUT, says if counts.signed else "none is stored")

@@ -1,0 +1,320 @@
+"""Signatures of stored values: a store that signs each value that it writes, and checks each value that it reads.
+
+A signed value has a header before the value as it would stand unsigned::
+
+    b"N" + format version 3 + id of the key (4 bytes) + code (16 bytes) + value
+
+The code is keyed BLAKE2b over the key of the item in memcached and the value. So a value that is copied to another key
+is refused. The key belongs to the cell and to the purpose ``store``; a process that can check values can also sign
+them. While two secrets are in force, a value has two headers, and is valid if either of them is: the code of the older
+secret stands first, and covers the other header. So a cell changes its secret without a refused value.
+
+| mode | signs | unsigned value | wrong signature |
+|---|---|---|---|
+| off | no | taken | not looked at |
+| accept | if it has keys | taken, counted | refused |
+| warn | yes | taken, counted, logged | refused |
+| require | yes | refused | refused |
+
+A refused value counts as missing, as a damaged value does (docs/adr/0042): its content is replaced by a text that no
+codec accepts, and its CAS id stays, so that its writer can replace it.
+
+A value that this process would write with other headers is ``Item.outdated``. The owner of a partition writes all of
+its values again if the epoch key is outdated, and the epoch key last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from nodestate.config import Config
+from nodestate.errors import ConfigError, ItemTooLargeError
+from nodestate.ports import ClaimStore, Clock, Item, Key, Put, Write, WriteResult
+from nodestate.store.wire import BAD_SIGNATURE, UNSIGNED, refused_value
+
+if TYPE_CHECKING:
+    from nodestate.auth.key_file import Keyring
+
+STORE: Final = "store"
+"""The purpose of the keys, as ``nodestate.auth.keys`` has others. They belong to no node."""
+SIGNED: Final = b"N\x03"
+"""Begins a signed value. No other value begins with these bytes."""
+KEY_ID_BYTES: Final = 4
+CODE_BYTES: Final = 16
+MARK_BYTES: Final = len(SIGNED) + KEY_ID_BYTES
+HEADER_BYTES: Final = MARK_BYTES + CODE_BYTES
+"""Bytes that a signature adds to a value."""
+HEADERS_COUNT: Final = 2
+"""Most headers of a value: as many secrets may be in force."""
+LOGGED_COUNT: Final = 1_000
+"""Unsigned values that one process logs at most, in mode ``warn``."""
+OUTDATED: Final = "outdated"
+"""Stands in ``ValueCounts.examples`` for a valid value without the code of each secret in force."""
+
+
+class ValueCounts:
+    """Counters of the values that a process has read. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self.signed = 0
+        """Number of values with a valid signature."""
+        self.outdated = 0
+        """Number of these without the code of each secret in force."""
+        self.unsigned = 0
+        """Number of values that were taken without a valid signature."""
+        self.refused = 0
+        """Number of values that were refused: unsigned, or wrongly signed."""
+        self.examples: dict[str, str] = {}
+        """By reason (``unsigned``, ``bad-signature`` or ``outdated``), the key of the first such value."""
+        self._lock = threading.Lock()
+        """Held while one of the above changes."""
+
+    def add_signed(self, count: int) -> None:
+        """Count values that have the codes of the secrets in force."""
+        with self._lock:
+            self.signed += count
+
+    def add_outdated(self, key: str) -> None:
+        """Count a value with a valid signature, but with other headers."""
+        with self._lock:
+            self.signed += 1
+            self.outdated += 1
+            self.examples.setdefault(OUTDATED, key)
+
+    def add_unsigned(self, key: str, count: int = 1) -> None:
+        """Count values that were taken without a valid signature. ``key``: the key of one of them."""
+        with self._lock:
+            self.unsigned += count
+            self.examples.setdefault(UNSIGNED, key)
+
+    def add_refused(self, key: str, reason: str) -> None:
+        """Count a refused value."""
+        with self._lock:
+            self.refused += 1
+            self.examples.setdefault(reason, key)
+
+
+VALUES: Final = ValueCounts()
+"""Counters of this process."""
+
+
+class ValueAuth:
+    """Signs and checks stored values.
+
+    Args:
+        mode: the mode: off, accept, warn or require.
+        keyring: the keys of this process; None if it has none.
+        counts: counts the values that are read.
+    """
+
+    def __init__(self, mode: str = "off", keyring: Keyring | None = None, counts: ValueCounts = VALUES) -> None:
+        self.counts = counts
+        """Counts the values that are read."""
+        self._mode = mode
+        """The mode."""
+        self._keyring = keyring if mode != "off" else None
+        """The keys; None if nothing is signed or checked."""
+        self._readings_count = 0
+        """The reading of the keys that the next two were made from."""
+        self._marks: tuple[bytes, ...] = ()
+        """The first bytes of each header that this process writes, the one of the oldest secret first."""
+        self._bases: dict[bytes, hashlib.blake2b] = {}
+        """By these bytes, BLAKE2b that has read the key. A copy of it takes half of the time of another one."""
+        self._logged: set[str] = set()
+        """Keys of unsigned values that were logged."""
+
+    @property
+    def key_ids(self) -> list[str]:
+        """The ids of the secrets in force, the oldest first; empty if this process has no keys."""
+        if self._keyring is not None:
+            self._follow(self._keyring)
+        return [mark[len(SIGNED) :].hex() for mark in self._marks]
+
+    def signed(self, writes: Sequence[Write]) -> Sequence[Write]:
+        """Return the same writes with signed values, if this process signs."""
+        if self._keyring is None:
+            return writes
+        self._follow(self._keyring)
+        return [write if write.put is Put.DELETE else self._signed(write) for write in writes]
+
+    def checked(self, items: dict[Key, Item]) -> dict[Key, Item]:
+        """Return the same items with their unsigned values. A value that the mode refuses is replaced."""
+        if self._keyring is None:
+            return self._unchecked(items)
+        self._follow(self._keyring)
+        others: list[Key] = []
+        if len(self._marks) == 1:  # nearly always: this loop takes half of the time of the general one
+            [mark] = self._marks
+            base, same = self._bases[mark], hmac.compare_digest
+            for key, item in items.items():
+                value = item.value
+                if value[:MARK_BYTES] == mark:
+                    content = value[HEADER_BYTES:]
+                    valid = same(_code(base, str(key), content), value[MARK_BYTES:HEADER_BYTES])
+                    if valid and not content.startswith(SIGNED):
+                        items[key] = Item(content, item.cas, item.ttl_s)
+                        continue
+                others.append(key)
+            self.counts.add_signed(len(items) - len(others))
+        else:
+            others += items
+        for key in others:
+            items[key] = self._checked(str(key), items[key])
+        return items
+
+    def _signed(self, write: Write) -> Write:
+        value = write.value
+        for mark in reversed(self._marks):
+            value = b"".join((mark, _code(self._bases[mark], write.key, value), value))
+        return Write(write.put, write.key, value, *write[3:])
+
+    def _unchecked(self, items: dict[Key, Item]) -> dict[Key, Item]:
+        """Remove signatures without a check, because this process has no keys."""
+        if self._mode != "off" and items:
+            self.counts.add_unsigned(str(next(iter(items))), len(items))
+        for key, item in items.items():
+            if item.value.startswith(SIGNED):
+                items[key] = Item(_split(item.value)[1], item.cas, item.ttl_s, outdated=True)
+        return items
+
+    def _checked(self, key: str, item: Item) -> Item:
+        """Check one item, whatever headers it has."""
+        headers, content = _split(item.value)
+        if not headers:
+            return self._without_signature(key, item)
+        covered = item.value
+        for header in headers:
+            covered = covered[HEADER_BYTES:]
+            base = self._bases.get(header[:MARK_BYTES])
+            if base is not None and hmac.compare_digest(_code(base, key, covered), header[MARK_BYTES:]):
+                break
+        else:
+            return self._refused(key, item, BAD_SIGNATURE)
+        # A valid first code covers the other headers.
+        outdated = header is not headers[0] or tuple(one[:MARK_BYTES] for one in headers) != self._marks
+        if outdated:
+            self.counts.add_outdated(key)
+        else:
+            self.counts.add_signed(1)
+        return Item(content, item.cas, item.ttl_s, outdated)
+
+    def _without_signature(self, key: str, item: Item) -> Item:
+        if self._mode == "require":
+            return self._refused(key, item, UNSIGNED)
+        self.counts.add_unsigned(key)
+        if self._mode == "warn" and key not in self._logged and len(self._logged) < LOGGED_COUNT:
+            self._logged.add(key)
+            import structlog  # noqa: PLC0415  as in nodestate.auth, which a process without keys does not load
+
+            structlog.get_logger("nodestate.auth").warning(
+                "a stored value has no signature; mode require would refuse it", key=key
+            )
+        return Item(item.value, item.cas, item.ttl_s, outdated=True)
+
+    def _refused(self, key: str, item: Item, reason: str) -> Item:
+        self.counts.add_refused(key, reason)
+        return Item(refused_value(reason), item.cas, item.ttl_s, outdated=True)
+
+    def _follow(self, keyring: Keyring) -> None:
+        """Use the present keys from now on, because the file of keys may have changed."""
+        readings_count = keyring.readings_count
+        if readings_count == self._readings_count:
+            return
+        self._readings_count = readings_count
+        keys = keyring.keys_in_force(STORE, "")
+        if keys:  # none: it is a file of a node's keys now
+            self._marks = tuple(SIGNED + bytes.fromhex(one.id) for one in keys)
+            made = (hashlib.blake2b(key=one.key, digest_size=CODE_BYTES) for one in keys)
+            self._bases = dict(zip(self._marks, made, strict=True))
+
+
+def _code(base: hashlib.blake2b, key: str, content: bytes) -> bytes:
+    made = base.copy()
+    made.update(key.encode() + b"\0" + content)
+    return made.digest()
+
+
+def _split(value: bytes) -> tuple[list[bytes], bytes]:
+    """Return the headers of a stored value, and the value after these."""
+    headers: list[bytes] = []
+    while value.startswith(SIGNED) and len(headers) < HEADERS_COUNT:
+        headers.append(value[:HEADER_BYTES])
+        value = value[HEADER_BYTES:]
+    return headers, value
+
+
+def value_auth(config: Config, clock: Clock, counts: ValueCounts = VALUES) -> ValueAuth:
+    """Return the authentication of stored values by the settings.
+
+    Raises ``ConfigError`` if the mode needs the cell's keys, and the settings name no file of them.
+    """
+    if config.auth_store == "off":
+        return ValueAuth(counts=counts)
+    from nodestate.auth.message_auth import open_keyring  # noqa: PLC0415  it would take half of the time of a reader
+
+    keyring = open_keyring(config, "auth_store", config.auth_store, clock)
+    if keyring is not None and not keyring.keys_in_force(STORE, ""):
+        if config.auth_store != "accept":
+            raise ConfigError(
+                f"auth_store is {config.auth_store}, and keys_file {config.keys_file} has keys of nodes only: give the "
+                "file that 'nodestate key init' wrote"
+            )
+        keyring = None
+    return ValueAuth(config.auth_store, keyring, counts)
+
+
+class SignedStore:
+    """A ``ports.ClaimStore`` whose values are signed.
+
+    Args:
+        inner: the memcached server or its double.
+        auth: signs and checks the values.
+    """
+
+    def __init__(self, inner: ClaimStore, auth: ValueAuth) -> None:
+        self._inner = inner
+        """The store that holds the signed values."""
+        self._auth = auth
+        """Signs and checks them."""
+
+    @property
+    def name(self) -> str:
+        """See ``ports.Store``."""
+        return self._inner.name
+
+    @property
+    def max_value_bytes(self) -> int:
+        """See ``ports.Store``. The same in all modes, so that each value still fits after a change of the mode."""
+        return self._inner.max_value_bytes - HEADERS_COUNT * HEADER_BYTES
+
+    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+        """See ``ports.Store``."""
+        return self._auth.checked(self._inner.fetch(keys))
+
+    def write(self, writes: Sequence[Write]) -> list[WriteResult]:
+        """See ``ports.Store``."""
+        signed = self._auth.signed(writes)
+        try:
+            return self._inner.write(signed)
+        except ItemTooLargeError as error:
+            added = HEADER_BYTES * len(self._auth.key_ids)
+            raise ItemTooLargeError(
+                error.server, error.key, error.size_bytes - added, error.limit_bytes - added
+            ) from None
+
+    def server_time(self) -> float:
+        """See ``ports.ClaimStore``."""
+        return self._inner.server_time()
+
+    def close(self) -> None:
+        """See ``ports.Store``."""
+        self._inner.close()
+
+
+def signed_stores(stores: Iterable[ClaimStore], auth: ValueAuth) -> list[ClaimStore]:
+    """Return the same stores with signed values."""
+    return [SignedStore(store, auth) for store in stores]
