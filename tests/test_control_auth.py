@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -38,8 +39,9 @@ from nodestate.store import keys
 from nodestate.store.round_trips import Stores
 from nodestate.store.wire import ENVELOPE_BYTES, seal
 from nodestate.testing import ManualClock, MemoryServer, MemoryStore
+from tests.fuzz.mutation import mutated
 from tests.operator_keys import CREATED_AT, control_settings, new_pairs
-from tests.planted_values import replace
+from tests.planted_values import content, replace, sealed
 from tests.switched_cell import K, SwitchedCell
 
 KEY = keys.control("cell1")
@@ -124,6 +126,22 @@ def test_a_record_of_which_any_byte_was_changed_is_refused(required: dict[str, s
         except CorruptItemError:
             continue
         assert auth.refusal(KEY, control, forged), at
+
+
+def test_no_mutation_of_a_signed_record_is_taken(required: dict[str, str]) -> None:
+    """Fields that are added, left out or exchanged, and values at the limits."""
+    auth, data = auth_of(required, signs=True), Random(1)
+    value = auth.seal(KEY, dated(prepared(START, K("snapshot"), "operator"), CREATED_AT, "prepare snapshot"))
+    reached = 0
+    for _ in range(300):
+        forged = sealed(mutated(data, content(value)))
+        try:
+            control = CONTROL.unpack(forged)
+        except CorruptItemError:
+            continue
+        reached += forged != value
+        assert bool(auth.refusal(KEY, control, forged)) == (forged != value)
+    assert reached > 20
 
 
 def test_in_mode_warn_the_record_stays_signed_once_it_was(tmp_path: Path, pairs: KeyPairs) -> None:
@@ -238,6 +256,29 @@ def test_consumers_put_a_lost_record_back_with_its_signature(required: dict[str,
     world.restart_server(0)
     world.run_well(4)
     assert [stored(server) for server in world.servers] == [before] * len(world.servers)
+
+
+def test_a_record_whose_key_is_revoked_stays_as_it_is_until_it_is_signed_again(
+    required: dict[str, str], pairs: KeyPairs
+) -> None:
+    """Consumers go on with it. They do not write it again and again, although they refuse the stored one."""
+    world = began(required, servers=1)
+    both = with_new_pair(pairs, CREATED_AT)
+    write_keys(required["control_keys_file"], without_pair(both, pairs[1].keys[0].id, CREATED_AT)[1], replace=True)
+    world.run_well(REREAD_S + 2)
+    before = world.servers[0].fetch([KEY])[KEY]
+    world.run_well(3)
+    assert world.servers[0].fetch([KEY])[KEY].cas == before.cas
+    assert [copy.is_refused for copy in world.operator.read()] == [True]
+    assert all(member.runs.control is not None for member in world.members)
+    assert world.reader.read(max_age=5.0).design == "journal"
+    write_keys(required["operator_key_file"], both[0], replace=True)
+    signing = ControlStore("cell1", world.fresh_stores(), world.clock, auth_of(required, signs=True).without_checks())
+    known = newest(signing.read())
+    assert known is not None
+    world.operator = signing
+    world.take(dated(renewed(known, "operator"), world.clock.time(), "sign"))
+    assert [member.runs.control.key_id for member in world.members] == [both[1].keys[1].id] * 2
 
 
 def test_no_process_follows_a_forged_record_and_consumers_replace_it(

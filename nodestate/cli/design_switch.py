@@ -150,11 +150,16 @@ class DesignSwitch:
     def sign(self, *, force: bool = False) -> Control:
         """Sign the control record with the newest key, in a new version. Returns the record.
 
-        If no store has a record, the first one is made from the settings. Raises ``ConfigError`` if this process has no
-        operators' key.
+        If no store has a record, the first one is made from the settings. All stores must answer then.
 
         Args:
             force: sign the record also if its present signature is refused.
+
+        Raises:
+            ConfigError: if this process has no operators' key.
+            StoreError: if a store does not answer.
+            ControlLostError: if the store that decides has no valid record, but one of the stores has one.
+            DesignStepError: if another process changes the record at the same time.
         """
         if not self._auth.signs:
             raise ConfigError(
@@ -168,7 +173,9 @@ class DesignSwitch:
             return self.change(lambda now: renewed(now, operator_name()))
         except ControlLostError:
             found = self._copies.read()
-            if any(copy.control is not None or copy.error is not None or copy.invalid for copy in found):
+            if (error := next((copy.error for copy in found if copy.error is not None), None)) is not None:
+                raise error from None
+            if any(copy.control is not None or copy.invalid for copy in found):
                 raise
         wall = time.time()
         first = msgspec.structs.replace(record_from_settings(self.config, wall), said_by=operator_name())

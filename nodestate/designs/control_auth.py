@@ -22,6 +22,7 @@ from nodestate.config import Config
 from nodestate.designs.control import CONTROL, SIGNATURE_CHARS, Control
 from nodestate.errors import ConfigError
 from nodestate.ports import Clock
+from nodestate.store.damage import LOGGED_COUNT
 from nodestate.store.wire import ENVELOPE_BYTES, seal
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class ControlAuth:
         is_unsigned = not reason and (not control.signature or self._keyring is None)
         self.refused += bool(reason)
         self.unsigned += is_unsigned
-        if not reason and not (is_unsigned and self.mode == "warn"):
+        if (not reason and not (is_unsigned and self.mode == "warn")) or self.refused > LOGGED_COUNT:
             return
         import structlog  # noqa: PLC0415  it would take half of the time of `import nodestate`
 

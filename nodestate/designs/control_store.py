@@ -49,7 +49,7 @@ class Copy:
     is_refused: bool = False
     """True for an invalid record whose signature is wrong or missing."""
     value: bytes = b""
-    """The stored value of a valid record, with its signature and with fields of later versions."""
+    """The stored value, with its signature and with fields of later versions; empty if there is none."""
     outdated: bool = False
     """True if the item is outdated, see ``ports.Item``."""
 
@@ -125,7 +125,8 @@ class ControlStore:
         errors: dict[str, StoreError] = {}
         value = value or self.auth.seal(self._key, control)
         for copy in found:
-            if copy.error is not None or (copy.may_be_right and not force):
+            is_same = copy.value == value and not copy.outdated
+            if copy.error is not None or is_same or (copy.may_be_right and not force):
                 continue
             if copy.control is None or (
                 copy.control.version <= control.version and (copy.control != control or copy.outdated)
@@ -201,7 +202,7 @@ class ControlStore:
             invalid=invalid,
             may_be_right=fault is _Fault.DOUBTFUL,
             is_refused=fault is _Fault.REFUSED,
-            value=item.value if control is not None else b"",
+            value=item.value,
             outdated=item.outdated,
         )
 
