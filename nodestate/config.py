@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from nodestate.errors import ConfigError
 from nodestate.masking import MASK, safe_text, safe_url
+from nodestate.model.inventory_ceilings import CEILING_PATTERN
 from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.model.type_info import build_type_info
 from nodestate.ports import MAX_TTL_S
@@ -80,6 +81,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """The design that readers read if the cell has no control record."""
     plugins: tuple[str, ...] = ("*",)
     """The packages whose filters and weighers schedulers load, separated by commas; * for all that are installed."""
+    inventory_ceilings: tuple[Annotated[str, Meta(pattern=rf"\A{CEILING_PATTERN}\Z")], ...] = ()
+    """Largest believable capacities, separated by commas: VCPU=512, or for names of nodes gpu-*/VCPU=1024.
+
+    Schedulers place no instance on a node that reports more. The first one that fits a node and a class counts.
+    """
     state_dir: str = ""
     """Directory of the agents' incarnation files. Empty: ~/.local/state/nodestate, for root /var/lib/nodestate."""
 
@@ -269,7 +275,7 @@ def load(
         secret_files.pop(name, None)
         if is_file:
             secret_files[name], value = str(value), ""
-        if isinstance(value, str) and name in {"designs", "plugins"}:
+        if isinstance(value, str) and name in {"designs", "plugins", "inventory_ceilings"}:
             value = [part.strip() for part in value.split(",") if part.strip()]
         settings[name], sources[name] = value, source
 
@@ -390,6 +396,8 @@ def _allowed(kind: msgspec.inspect.Type) -> str:
         return (
             f"{number} of at least {kind.ge:,.12g}" if kind.ge is not None else f"{number} above {kind.gt or 0:,.12g}"
         )
+    if isinstance(kind, msgspec.inspect.VarTupleType) and getattr(kind.item_type, "pattern", None):
+        return f"{_allowed(kind.item_type)}; several are separated by commas"
     if isinstance(kind, msgspec.inspect.StrType) and kind.pattern:
         pattern = kind.pattern.removeprefix(r"\A").removesuffix(r"\Z")
         return " or ".join(pattern.strip("()").split("|")) if "|" in pattern else f"text of the form {pattern}"

@@ -180,11 +180,11 @@ class Reservations:
         """Return the size of a request, to compare it with others.
 
         The size is the largest quotient, over all requested resource classes, of the requested amount and the largest
-        amount that any node has.
+        amount that any usable node has.
         """
-        amounts = self._session.fleet.amounts
+        amounts, usable = self._session.fleet.amounts, self._session.fleet.usable
         return max(
-            amount / max(1, int(amounts[name][0].max())) if name in amounts else 1.0
+            amount / max(1, int(amounts[name][0][usable].max(initial=0))) if name in amounts else 1.0
             for name, amount in request.resources.items()
         )
 

@@ -20,6 +20,7 @@ from nodestate.auth import allocation_tags
 from nodestate.config import Config
 from nodestate.designs.connections import open_claims
 from nodestate.designs.reader import Reader
+from nodestate.model.inventory_ceilings import InventoryCeilings
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
 from nodestate.ports.forks import call_in_children
 from nodestate.ports.ids import IdSource, SystemIds
@@ -113,7 +114,8 @@ class Scheduler:
             claims = open_claims(config, clock)
             self._closing += [server.close for server in claims]
         rng = random.Random(seed if seed is not None else f"{self.name} {os.urandom(8).hex()}")
-        self.fleet = Fleet(clock, allocation_tags(config, clock))  # the nodes as the last view shows them
+        ceilings = InventoryCeilings(config.inventory_ceilings)
+        self.fleet = Fleet(clock, allocation_tags(config, clock), ceilings)  # the nodes as the last view shows them
         preference = NodePreference(self.name, clock, config.claim_ttl_s)
         faults = NodeFaults(clock)
         # The claims of this scheduler and of others.

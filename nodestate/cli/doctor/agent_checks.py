@@ -1,4 +1,4 @@
-"""Checks of the agents, from the nodes of a view: signs of life and clocks."""
+"""Checks of the agents, from the nodes of a view: signs of life, clocks, names and inventories."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, span_text
 from nodestate.config import Config
 from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord
+from nodestate.model.inventory_ceilings import InventoryCeilings
 from nodestate.text import count_text
 from nodestate.view.view import View
 
@@ -48,6 +49,7 @@ def examine_agents(config: Config, view: View) -> Iterator[Finding]:
         yield Finding(OK, "agents", says if ages else "no node has reported yet")
     yield from examine_clocks(view, now)
     yield from examine_names(config, view, now)
+    yield from examine_inventories(config, view)
 
 
 def examine_incarnations(config: Config, now: float) -> Iterator[Finding]:
@@ -108,6 +110,26 @@ def examine_names(config: Config, view: View, now: float) -> Iterator[Finding]:
                 "which was told to stop reporting",
                 "stop one of the two agents, or give its node another name and restart it",
             )
+
+
+def examine_inventories(config: Config, view: View) -> Iterator[Finding]:
+    """Examine whether nodes report more than the setting ``inventory_ceilings`` allows."""
+    ceilings = InventoryCeilings(config.inventory_ceilings)
+    columns = view.columns
+    found: dict[str, str] = {}
+    for resource in ceilings.classes:
+        for node, capacity in zip(columns.names, columns.capacity.get(resource, ()), strict=False):
+            if capacity > ceilings.of(node, resource):
+                found[node] = f"{int(capacity):,} of {resource}, {ceilings.of(node, resource):,} are allowed"
+    if found:
+        node = min(found)
+        of_all = f"{len(found):,} of {count_text(len(view.nodes), 'node')}"
+        says = f"{of_all} report more than inventory_ceilings allows and get no instances, for example {node}: "
+        advice = (
+            "find out whether the agents of these nodes were changed; if a node really has as much, raise its ceiling "
+            f"in inventory_ceilings, as in {node}/CLASS=N"
+        )
+        yield Finding(FAIL, "agents", says + found[node], advice)
 
 
 def _refused_as_expired(record: NodeRecord, now: float) -> bool:

@@ -63,7 +63,7 @@ class NodeChooser:
         assert row is not None, "a placing in place is restricted to its node"
         assert original is not None, "a placing in place has an allocation"
         node = fleet.names[row]
-        if not fleet.is_responsive(row) or fleet.claim_overlay.is_blocked(row):
+        if not fleet.is_responsive(row) or fleet.is_faulty(row) or fleet.claim_overlay.is_blocked(row):
             placing.fail(NoHostFound((Remaining("all", 1), Remaining("status", 0)), node=node))
             return None
         free = {name: int(fleet.free[name][row]) if name in fleet.free else 0 for name in placing.request.resources}

@@ -16,12 +16,14 @@ import numpy.typing as npt
 from nodestate.auth import NO_TAGS, AllocationTags
 from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord, Version
+from nodestate.model.inventory_ceilings import InventoryCeilings
 from nodestate.ports import Clock, SystemClock
 from nodestate.scheduling.fleet.bitsets import WordBits
 from nodestate.scheduling.fleet.change_log import ChangeLog
 from nodestate.scheduling.fleet.claim_overlay import ClaimOverlay, Exclusion, OutstandingClaims
 from nodestate.scheduling.fleet.group_policies import GroupPolicies
 from nodestate.scheduling.fleet.instance_locations import InstanceLocations
+from nodestate.scheduling.fleet.inventory_limits import InventoryLimits
 from nodestate.scheduling.fleet.node_columns import DOWN, UP, NodeColumns
 from nodestate.scheduling.fleet.node_reports import NodeReports
 from nodestate.scheduling.fleet.placement_fields import placement_fields_of
@@ -53,13 +55,20 @@ class Fleet:
     ``all``, or by the row numbers that the filter or weigher was called with.
     """
 
-    def __init__(self, clock: Clock | None = None, tags: AllocationTags = NO_TAGS) -> None:
+    def __init__(
+        self,
+        clock: Clock | None = None,
+        tags: AllocationTags = NO_TAGS,
+        ceilings: InventoryCeilings | None = None,
+    ) -> None:
         self._columns = NodeColumns()
         """The arrays with the state of each node."""
         self.instances = InstanceLocations(self._columns.names)
         """The rows on which each instance is, and how many members of each group are on each row."""
         self.reports = NodeReports(self._columns.names, clock or SystemClock(), tags)
         """The allocations and hints that each node reports, decoded when they are read."""
+        self.limits = InventoryLimits(ceilings or InventoryCeilings(), self._columns.names)
+        """Finds nodes that report more than an operator believes."""
         self.placement_marks = PlacementMarks()
         """The placement marks in the nodes' reports: which allocation belongs to which reservation."""
         self.claim_overlay = ClaimOverlay()
@@ -132,23 +141,30 @@ class Fleet:
 
     @property
     def usable(self) -> Flags:
-        """Whether instances may be placed on each row: ``usable[row]`` is True if three conditions hold.
+        """Whether instances may be placed on each row: ``usable[row]`` is True if four conditions hold.
 
-        The node is up. The view did not leave it out as stale or incomplete. And no claim record names a newer state of
-        the node than the fleet has (``OutstandingClaims.blocked``).
+        The node is up. The view did not leave it out as stale or incomplete. It is not faulty (``is_faulty``). And no
+        claim record names a newer state of the node than the fleet has (``OutstandingClaims.blocked``).
         """
         return self._columns.usable
 
     @property
     def in_service(self) -> Flags:
-        """Whether the node of each row is up and in the view, as ``usable`` without its third condition."""
+        """Whether the node of each row is up, in the view and not faulty, as ``usable`` without its last condition."""
         rows = [row for row, outstanding in self.claim_overlay.outstanding.items() if outstanding.blocked]
         if not rows:
             return self._columns.usable
         flags = self._columns.usable.copy()
         for row in rows:
-            flags[row] = self._columns.status[row] == UP and self._columns.names[row] not in self._left_out
+            flags[row] = self._is_in_service(row)
         return flags
+
+    def is_faulty(self, row: int) -> bool:
+        """Return whether a row's node gets no instances because of its report.
+
+        Its stored state is damaged, or it reports more than the setting ``inventory_ceilings`` allows.
+        """
+        return row in self.reports.damaged or row in self.limits.exceeding
 
     @property
     def zone(self) -> npt.NDArray[np.int32]:
@@ -305,16 +321,18 @@ class Fleet:
         if not rows:
             return
         columns, outstanding, rest_hashes = self._columns, self.claim_overlay.outstanding, self._rest_hashes
+        damaged, exceeding = self.reports.damaged, self.limits.exceeding
         at_rows = np.array([row for row, _ in rows])
         for name in columns.write(rows, at_rows):
             claimed = self.claim_overlay.rows_claiming(name)
             for row in claimed:
                 self._update_free(name, row)
             self._note(claimed)
+        self.limits.examine(at_rows, columns.amounts)
         version = columns.version
         for row, record in rows:
             version[row] = record.version
-            if self._left_out or outstanding or self.reports.damaged:
+            if self._left_out or outstanding or damaged or exceeding:
                 self._update_usable(row)
             rest_hash = hash(record.rest)
             if rest_hash != rest_hashes[row]:
@@ -371,13 +389,12 @@ class Fleet:
 
     def _update_usable(self, row: int) -> None:
         """Compute again whether instances may be placed on a row."""
+        self._columns.usable[row] = self._is_in_service(row) and not self.claim_overlay.is_blocked(row)
+
+    def _is_in_service(self, row: int) -> bool:
+        """Return whether a row's node is up, in the view and not faulty."""
         columns = self._columns
-        columns.usable[row] = (
-            columns.status[row] == UP
-            and not self.claim_overlay.is_blocked(row)
-            and columns.names[row] not in self._left_out
-            and row not in self.reports.damaged
-        )
+        return bool(columns.status[row] == UP and columns.names[row] not in self._left_out and not self.is_faulty(row))
 
     def _update_free(self, resource: str, row: int) -> None:
         """Compute again the free amount of a resource class on a row."""

@@ -33,8 +33,9 @@ Filter = Callable[[Fleet, RowIndex, Request], Flags | bool]
 def status(fleet: Fleet, rows: RowIndex, _request: Request) -> Flags | bool:
     """Return for each row whether the node may be claimed now (``Fleet.usable``).
 
-    The node must be up, and the view must not have left it out as stale or incomplete. Also, the fleet's state of the
-    node must not be older than the version that the node's claim record requires (``seen``).
+    The node must be up, it must not report more than ``inventory_ceilings`` allows, and the view must not have left it
+    out as stale or incomplete. Also, the fleet's state of the node must not be older than the version that the node's
+    claim record requires (``seen``).
     """
     return fleet.usable[rows]
 

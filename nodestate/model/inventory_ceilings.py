@@ -1,0 +1,60 @@
+"""Ceilings on inventories: the capacity of a resource class up to which a node is believed.
+
+A node reports its own inventory. A node that reports too much looks better than all others, and gets all instances. So
+the operator names the largest capacity that a node can have. The class of a node is known by its name alone, because
+the name is the only field of a report that a node cannot choose: its key belongs to the name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import translate
+from typing import Final, NamedTuple
+
+from nodestate.model.limits import MAX_AMOUNT, MAX_RATIO, NODE_NAME_CHARACTERS
+
+CEILING_PATTERN: Final = rf"([*?{NODE_NAME_CHARACTERS}]+/)?[A-Z0-9_]+=[0-9]{{1,18}}"
+"""The rule for one ceiling, as a regular expression that must match the whole text."""
+NO_CEILING: Final = 2**63 - 1
+"""The ceiling of a class that no ceiling is named for."""
+assert MAX_AMOUNT * MAX_RATIO < NO_CEILING, "no capacity is above it"
+
+
+class _Ceiling(NamedTuple):
+    """One ceiling."""
+
+    nodes: re.Pattern[str]
+    """Matches the names of the nodes that it is for."""
+    resource: str
+    """The resource class."""
+    capacity: int
+    """The largest believable capacity."""
+
+
+class InventoryCeilings:
+    """The ceilings of a cell.
+
+    Args:
+        texts: one ceiling each, as ``VCPU=512`` or, for nodes whose name matches a pattern, ``gpu-*/VCPU=1024``. Of the
+            ceilings for one node and class, the first one counts.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._ceilings = [_parse(text) for text in texts]
+        """All ceilings, in the order of the setting."""
+        self.classes = tuple(dict.fromkeys(one.resource for one in self._ceilings))
+        """The resource classes that have a ceiling."""
+
+    def of(self, node: str, resource: str) -> int:
+        """Return the largest believable capacity of a resource class on a node; ``NO_CEILING`` if none is named."""
+        return next(
+            (one.capacity for one in self._ceilings if one.resource == resource and one.nodes.match(node)), NO_CEILING
+        )
+
+
+def _parse(text: str) -> _Ceiling:
+    """Return the ceiling in a text that matches ``CEILING_PATTERN``."""
+    place, _, capacity = text.partition("=")
+    pattern, _, resource = place.rpartition("/")
+    return _Ceiling(re.compile(translate(pattern or "*")), resource, int(capacity))
