@@ -123,7 +123,8 @@ class ControlLostError(NodestateError):
             f"{server} has a control record that counts as missing: {invalid}. See the remedies of 'nodestate doctor'"
             if invalid
             else f"{server} has no control record of this cell, or an old one. A running consumer writes the record "
-            "again within seconds: start a consumer if none is running, then repeat the command"
+            "again within seconds: start a consumer if none is running, then repeat the command. If auth_control is "
+            "require, a new cell needs 'nodestate design sign' first"
         )
         self.server = server
 

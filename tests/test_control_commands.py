@@ -110,7 +110,7 @@ def sign_show_and_replace(operator: OperatorsMachine, folder: Path) -> None:
     """The operator makes the first record, sees and overrules a forged one, and changes to another key."""
     operator.run("key", "init", "--operator")
     assert operator.findings()[0][0] == FAIL
-    assert "counts as missing" not in operator.run("design", "status", code=1).stderr
+    assert "a new cell needs 'nodestate design sign'" in operator.run("design", "status", code=1).stderr
     made = operator.ask("design", "sign")
     status = operator.ask("design", "status")
     old = operator.ask("key", "status")["control_keys"][0]["id"]
