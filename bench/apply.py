@@ -72,28 +72,26 @@ def _measure(
     picks = random.Random(settings.seed)
     queues = [queue for _, queue in Topology.of(config).queues()]
     report_progress(f"{name}: loads {nodes:,} nodes", 0.0)
-    _fill(config, [(buckets[number], fleet.report(number)) for number in range(nodes)])
-    loaded = run_in_fresh_process(_load, config, nodes, f"{settings.seed}/load")
-    _require_applied(loaded, config, nodes)
-    wanted = int(settings.seconds * EVENTS_PER_S)
-    rounds = max(1, min(ROUNDS_MAX, wanted // EVENTS_MIN))
-    count = max(EVENTS_MIN, wanted // rounds)
+    fill(config, [(buckets[number], fleet.report(number)) for number in range(nodes)])
+    loaded = run_in_fresh_process(load, config, nodes, f"{settings.seed}/load")
+    require_applied(loaded, config, nodes)
+    rounds, count = rounds_of(settings)
     ack_every = min(config.batch_events, config.prefetch)  # a larger batch would never fill at the end of a queue
     sizes: list[int] = []
-    ours: list[_ConsumerOutcome] = []
+    ours: list[ConsumerOutcome] = []
     bare: list[DrainTimes] = []
     for number in range(rounds):
         report_progress(f"{name}, {nodes:,} nodes: {count:,} events, round {number + 1}", number / rounds)
         messages = [(buckets[node], fleet.change(node)) for node in picks.choices(range(nodes), k=count)]
         sizes += [len(body) for _, body in messages]
-        ours.append(run_in_fresh_process(_drain, config, messages, f"{settings.seed}/{number}"))
-        _require_applied(ours[-1], config, count)
-        _require_views(config, fleet)
+        ours.append(run_in_fresh_process(drain, config, messages, f"{settings.seed}/{number}"))
+        require_applied(ours[-1], config, count)
+        require_views(config, fleet)
         report_progress(
             f"{name}, {nodes:,} nodes: the same with bare kombu, round {number + 1}", (number + 0.5) / rounds
         )
-        fill = partial(_fill, config, messages)
-        drained = run_in_fresh_process(drain_queues, config.broker, queues, fill, config.prefetch, ack_every)
+        refill = partial(fill, config, messages)
+        drained = run_in_fresh_process(drain_queues, config.broker, queues, refill, config.prefetch, ack_every)
         require(drained.size_bytes == sum(sizes[-count:]), "bare kombu received other messages than were published")
         _require_empty(config)
         bare.append(drained.stretch)
@@ -136,7 +134,14 @@ def _measure(
     )
 
 
-def _fill(config: Config, messages: list[tuple[int, bytes]]) -> int:
+def rounds_of(settings: Settings) -> tuple[int, int]:
+    """Return the number of rounds, and the number of events in each."""
+    wanted = int(settings.seconds * EVENTS_PER_S)
+    rounds = max(1, min(ROUNDS_MAX, wanted // EVENTS_MIN))
+    return rounds, max(EVENTS_MIN, wanted // rounds)
+
+
+def fill(config: Config, messages: list[tuple[int, bytes]]) -> int:
     """Publish messages and wait for every confirm; return the number of messages."""
     sink = KombuSink(config, control=False)
     confirmed: list[bool] = []
@@ -157,7 +162,8 @@ def _sweep(config: Config) -> None:
     source.close()
 
 
-def _require_views(config: Config, fleet: SeededFleet) -> None:
+def require_views(config: Config, fleet: SeededFleet) -> None:
+    """Require that views of all designs show the last event of every node."""
     # Read by receipt, not by age: the owner has ended, so no view is fresh.
     receipt = Receipt(fleet.names[0], fleet.version(0))
     for design in config.designs:
@@ -165,7 +171,8 @@ def _require_views(config: Config, fleet: SeededFleet) -> None:
             require_whole(reader.read(at_least=receipt), fleet)
 
 
-def _require_applied(consumed: _ConsumerOutcome, config: Config, count: int) -> None:
+def require_applied(consumed: ConsumerOutcome, config: Config, count: int) -> None:
+    """Require that a consumer applied ``count`` events and no other outcome, and that it left no message."""
     _sweep(config)
     outcomes = {outcome: times for outcome, times in consumed.outcomes.items() if times}
     require(
@@ -184,7 +191,7 @@ def _require_empty(config: Config) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _ConsumerOutcome:
+class ConsumerOutcome:
     """The outcomes of one consumer process."""
 
     outcomes: dict[str, int]
@@ -219,10 +226,10 @@ class _ConsumerLoop:
         self._consumer.close()
         self._resync.close()
 
-    def consumed(self, takeover_s: float = 0.0, stretch: DrainTimes = NOTHING) -> _ConsumerOutcome:
+    def consumed(self, takeover_s: float = 0.0, stretch: DrainTimes = NOTHING) -> ConsumerOutcome:
         """Return the outcomes so far."""
         stats = self._consumer.stats
-        return _ConsumerOutcome(stats.counts.by_outcome, stats.counts.dead_letters, stats.commits, takeover_s, stretch)
+        return ConsumerOutcome(stats.counts.by_outcome, stats.counts.dead_letters, stats.commits, takeover_s, stretch)
 
     @property
     def _owns_all(self) -> bool:
@@ -241,7 +248,7 @@ class _ConsumerLoop:
             self._consumer.step()
 
 
-def _load(config: Config, count: int, seed: str) -> _ConsumerOutcome:
+def load(config: Config, count: int, seed: str) -> ConsumerOutcome:
     """Drain ``count`` events from the queues, and step on until every partition is complete."""
     process = _ConsumerLoop(config, seed)
     process.drain(count)
@@ -250,13 +257,13 @@ def _load(config: Config, count: int, seed: str) -> _ConsumerOutcome:
     return process.consumed()
 
 
-def _drain(config: Config, messages: list[tuple[int, bytes]], seed: str) -> _ConsumerOutcome:
+def drain(config: Config, messages: list[tuple[int, bytes]], seed: str) -> ConsumerOutcome:
     """Take over all partitions, fill the queues, and time how long they take to drain."""
     began = time.perf_counter()
     process = _ConsumerLoop(config, seed)
     process.take_over()
     takeover_s = time.perf_counter() - began
-    count = _fill(config, messages)
+    count = fill(config, messages)
     watch = StopWatch()
     process.drain(count)
     stretch = watch.stretch(count)

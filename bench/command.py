@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import apply, cold, contention, footprint, plan, propagation, recovery, refresh, scale
+from bench import apply, auth, cold, contention, footprint, plan, propagation, recovery, refresh, scale
 from bench.design_names import DEFAULT_DESIGNS, DESIGN_NAMES, full_design_name
 from bench.fresh_process import log_warnings_only
 from bench.peers import peer_scenario
@@ -37,6 +37,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         refresh.SCENARIO,
         cold.SCENARIO,
         apply.SCENARIO,
+        auth.SCENARIO,
         footprint.SCENARIO,
         propagation.SCENARIO,
         recovery.SCENARIO,

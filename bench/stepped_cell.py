@@ -14,6 +14,8 @@ from typing import Final, Self
 from bench.environments import PATIENCE_S, Environment, config_for
 from bench.scenario import ReportProgress, Settings
 from bench.workload import SeededFleet, buckets_of, require
+from nodestate.auth import event_auth
+from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.designs import DESIGNS
 from nodestate.designs.connections import open_database, open_memcached
@@ -32,7 +34,8 @@ LOAD_EVENTS: Final = 2_000
 class SteppedCell:
     """One design with one fleet. A context manager; call ``load`` first.
 
-    ``wrap_store`` may wrap the store that the consumer writes to.
+    ``wrap_store`` may wrap the store that the consumer writes to. ``config`` are other settings than the environment's.
+    If they require signatures, events are signed before the clock starts.
     """
 
     def __init__(
@@ -41,12 +44,14 @@ class SteppedCell:
         environment: Environment,
         settings: Settings,
         wrap_store: Callable[[Store], Store] = lambda store: store,
+        config: Config | None = None,
     ) -> None:
         self.fleet = fleet
         self.environment = environment
         self.label = environment.label
         [self.design] = environment.designs
-        self.config = config_for(environment, settings)
+        self.config = config or config_for(environment, settings)
+        self._auth = event_auth(self.config).events
         self._where = DESIGNS[self.design].store_role
         self._buckets = buckets_of(fleet)
         self._broker = MemoryBroker(self.config.partitions)
@@ -86,7 +91,8 @@ class SteppedCell:
         before = self._folded()
         count = 0
         for number, event in events:
-            self._sink.publish(self._buckets[number], event, _require_confirmed)
+            signed = self._auth.sign(self.fleet.names[number], event)
+            self._sink.publish(self._buckets[number], signed, _require_confirmed)
             count += 1
         self._sink.flush(0.0)
         self._sink.resyncs(0.0)

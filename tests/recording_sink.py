@@ -8,7 +8,7 @@ from nodestate.errors import BrokerUnavailableError, UnconfirmedError
 from nodestate.model import parse_event
 from nodestate.model.orders import Answer, Order
 from nodestate.model.presence import Presence
-from nodestate.ports import Resync
+from nodestate.ports import OrderCounts, Resync
 
 
 class RecordingSink:
@@ -55,6 +55,10 @@ class RecordingSink:
 
     def orders(self) -> list[Order]:
         return []
+
+    def order_counts(self, node: str) -> OrderCounts:
+        assert node
+        return OrderCounts()
 
     def announce(self, presence: Presence) -> None:
         """Lose the presence."""

@@ -88,6 +88,8 @@ class SchedulingThread:
         self.name = name
         self.counts = Counter[str]()
         """Outcomes of boots, refusals by reason, and answers that were refused."""
+        self.reply_to = ""
+        """The queue for its answers."""
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._requests = 0
@@ -107,6 +109,7 @@ class SchedulingThread:
 
     def _run(self, config: Config) -> None:
         courier = KombuCourier(config)
+        self.reply_to = courier.reply_to
         with Scheduler(
             config, name=self.name, max_age=MAX_AGE_S, node_max_age=NODE_MAX_AGE_S, courier=courier
         ) as scheduler:

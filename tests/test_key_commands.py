@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,18 @@ import pytest
 from click.testing import CliRunner, Result
 from msgspec import Raw, structs
 
-from harness.waiting import PATIENCE_S
+from harness.waiting import PATIENCE_S, wait_until
 from nodestate.agent.agent import Agent
 from nodestate.agent.sources import FullState
 from nodestate.auth.key_file import read_cell_keys, read_keys, write_keys
 from nodestate.auth.keys import CellKeys, NodeKeys
-from nodestate.broker import KombuSink
+from nodestate.broker import KombuCourier, KombuSink
 from nodestate.cli import main
 from nodestate.cli.doctor.findings import FAIL, OK, WARN
 from nodestate.cli.doctor.signature_checks import examine_signatures
 from nodestate.config import Config
 from nodestate.model import NodeRecord, Report, fold
+from nodestate.model.orders import Answer, End
 from nodestate.ports import SystemClock
 from tests.cell_keys import new_cell_keys, with_revoked, written
 
@@ -145,8 +146,10 @@ class ViewOf:
         return (fold(None, event).record for event in self._events)
 
 
-def examined(config: Config, agents: Mapping[str, Config]) -> list[tuple[str, str]]:
-    """The doctor's findings while agents of these nodes run, each with its settings."""
+def examined(
+    config: Config, agents: Mapping[str, Config], meanwhile: Callable[[], None] = lambda: None
+) -> list[tuple[str, str]]:
+    """The doctor's findings while agents of these nodes run, each with its settings, after a call of ``meanwhile``."""
     stopping = threading.Event()
     sinks = {name: KombuSink(one) for name, one in agents.items()}
     threads = []
@@ -156,6 +159,7 @@ def examined(config: Config, agents: Mapping[str, Config]) -> list[tuple[str, st
         threads.append(threading.Thread(target=agent.run, args=(stopping.is_set,)))
         threads[-1].start()
     try:
+        meanwhile()
         found = examine_signatures(config, ViewOf(agents))  # type: ignore[arg-type]  # it needs no more of a view
     finally:
         stopping.set()
@@ -187,3 +191,30 @@ def test_doctor_counts_agents_that_do_not_sign_and_names_the_keys_of_the_others(
         assert (revoked, missing) == (FAIL, level)
         assert "1 of 3 agents sign wrongly, for example n2" in says
         assert "1 of 3 agents do not sign their events, for example n3" in names
+
+
+def test_doctor_names_nodes_whose_agents_got_orders_without_a_valid_signature(cell: str, tmp_path: Path) -> None:
+    """In mode accept they are as expected; before require, each is a scheduler that does not sign, or an intruder."""
+    keys = new_cell_keys(cell)
+    off = Config(broker="memory://", cell=cell, partitions=1)
+    signing = structs.replace(off, auth_events="accept", keys_file=written(tmp_path, "cell.keys", keys))
+    agent = structs.replace(signing, keys_file=written(tmp_path, "n1.keys", keys.node_keys(("n1",))))
+
+    def order() -> None:
+        courier, answers = KombuCourier(off), list[Answer]()
+        orders = [End(id=f"order-{n}", node="n1", instance="none", reply_to=courier.reply_to) for n in (1, 2)]
+        courier.send(orders, 60.0)
+        wait_until(lambda: answers.extend(courier.answers(0.01)) or len(answers) == 2, "the agent does not answer")
+        courier.close()
+
+    count = "2 orders for 1 node, for example 2 for n1,"
+    for mode, level, says in [
+        ("accept", OK, f"agents took {count} without signatures since they started"),
+        ("warn", WARN, f"agents took {count} without signatures since they started"),
+        ("require", WARN, f"agents refused {count} because of their signatures since they started"),
+    ]:
+        agents = {"n1": structs.replace(agent, auth_orders=mode)}
+        [_, *found] = examined(structs.replace(signing, auth_orders=mode), agents, order)
+        assert found == [(level, says)]
+    [_, *found] = examined(structs.replace(signing, auth_orders="require"), {"n1": agent})
+    assert found == [(OK, "no agent that answered got an order without a valid signature")]

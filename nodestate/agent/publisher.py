@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Final, Self
 
 import msgspec
+from msgspec import UNSET
 
 from nodestate.agent.delivery_state import DeliveryState
 from nodestate.agent.incarnation import IncarnationLock, state_directory
@@ -264,9 +265,19 @@ class Publisher:
         self._answer_at = answer_at if self._answer_at is None else min(self._answer_at, answer_at)
 
     def answer_census(self, queue: str) -> None:
-        """Send the current version to the queue of a census, if the node is live. Raises ``BrokerUnavailableError``."""
-        if self._record is not None and self.live and self._inbox is not None:
-            self._inbox.answer_census(queue, self._heartbeat_of(self._record))
+        """Send the current version to the queue of a census, if the node is live, with the counts of its orders.
+
+        Raises ``BrokerUnavailableError``.
+        """
+        if self._record is None or not self.live or self._inbox is None:
+            return
+        counts = self._inbox.order_counts(self.node)
+        answer = Heartbeat(
+            **self._envelope(self._record.version),
+            unsigned_orders=counts.unsigned or UNSET,
+            refused_orders=counts.refused or UNSET,
+        )
+        self._inbox.answer_census(queue, self._signed(answer))
 
     def flush(self, timeout_s: float) -> None:
         """Wait until the broker has the newest state. Raises ``UnconfirmedError`` after ``timeout_s`` seconds."""

@@ -24,7 +24,7 @@ from nodestate.config import Config
 from nodestate.errors import BadEventError, ConfigError
 from nodestate.model.orders import Answer, Order, encode, require_order_size
 from nodestate.model.presence import Presence, encode_presence
-from nodestate.ports import Clock, SystemClock
+from nodestate.ports import Clock, OrderCounts, SystemClock
 
 MessageKind = Literal["event", "handover", "order", "answer", "presence"]
 _PURPOSES: Final[dict[MessageKind, str]] = {
@@ -159,7 +159,11 @@ NO_AUTH: Final = EventAuth()
 
 
 class OrderAuth:
-    """Signs and checks orders, answers and presences, all with the order key of their node."""
+    """Signs and checks orders, answers and presences, all with the order key of their node.
+
+    Counts orders and presences by node. An agent checks messages for its own nodes only, so it has at most one counter
+    for each.
+    """
 
     def __init__(self, mode: str = "off", keyring: Keyring | None = None) -> None:
         self.orders = MessageAuth(mode, keyring, "order")
@@ -168,6 +172,8 @@ class OrderAuth:
         """For answers."""
         self._presences = MessageAuth(mode, keyring, "presence")
         """For presences."""
+        self._counts: dict[str, OrderCounts] = {}
+        """By node, its orders and presences without a valid signature."""
 
     def encode_order(self, order: Order) -> bytes:
         """Encode and sign an order. Raises ``BadEventError`` if it is too large."""
@@ -177,7 +183,7 @@ class OrderAuth:
 
     def check_order(self, order: Order, body: bytes) -> None:
         """Raise ``BadEventError`` if the mode refuses an order. ``body`` is the encoded order."""
-        self.orders.check(order.node, body, order.signature)
+        self._check_counted(self.orders, order, body)
 
     def encode_answer(self, answer: Answer) -> bytes:
         """Encode and sign an answer."""
@@ -193,7 +199,23 @@ class OrderAuth:
 
     def check_presence(self, presence: Presence, body: bytes) -> None:
         """Raise ``BadEventError`` if the mode refuses a presence. ``body`` is the encoded presence."""
-        self._presences.check(presence.node, body, presence.signature)
+        self._check_counted(self._presences, presence, body)
+
+    def counts(self, node: str) -> OrderCounts:
+        """Return how many orders and presences of a node had no valid signature."""
+        return self._counts.get(node, OrderCounts())
+
+    def _check_counted(self, auth: MessageAuth, message: Order | Presence, body: bytes) -> None:
+        before = auth.unsigned
+        try:
+            auth.check(message.node, body, message.signature)
+        except BadEventError:
+            unsigned, refused = self.counts(message.node)
+            self._counts[message.node] = OrderCounts(unsigned, refused + 1)
+            raise
+        if auth.unsigned > before:
+            unsigned, refused = self.counts(message.node)
+            self._counts[message.node] = OrderCounts(unsigned + 1, refused)
 
 
 def event_auth(config: Config, clock: Clock | None = None) -> EventAuth:

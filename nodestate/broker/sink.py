@@ -18,7 +18,7 @@ from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
 from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
 from nodestate.model.presence import Presence, decode_presence
-from nodestate.ports import Clock, Resync, SystemClock
+from nodestate.ports import Clock, OrderCounts, Resync, SystemClock
 
 AGENT_HEARTBEATS_COUNT: Final = 3
 """The AMQP heartbeat in multiples of ``heartbeat_s``.
@@ -196,6 +196,10 @@ class KombuSink:
                 elif presence.node in self._nodes:
                     self._receive_presence(presence, body)
         return orders
+
+    def order_counts(self, node: str) -> OrderCounts:
+        """Return how many orders and presences for a node had no valid signature."""
+        return self._auth.counts(node)
 
     def announce(self, presence: Presence) -> None:
         """Send a presence to all agents that listen for its node."""

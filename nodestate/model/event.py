@@ -54,6 +54,15 @@ class Change(_EventFields, frozen=True, tag="change"):
 class Heartbeat(_EventFields, frozen=True, tag="heartbeat"):
     """Repeats the current generation: proves that the node lives, and reveals a change that was lost."""
 
+    unsigned_orders: Counter | UnsetType = UNSET
+    """In an answer to a census: orders and presences that the agent took for the node without a signature, since the
+    agent started; absent if there are none.
+    """
+    refused_orders: Counter | UnsetType = UNSET
+    """In an answer to a census: orders and presences for the node that the agent refused because of their signatures;
+    absent if there are none.
+    """
+
 
 class Leave(_EventFields, frozen=True, tag="leave"):
     """The node leaves for good; its record becomes a tombstone."""

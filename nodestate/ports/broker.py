@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final, NamedTuple, Protocol
 
 from msgspec import Meta
 
@@ -139,6 +139,15 @@ class Sink(Protocol):
         """Close the connection."""
 
 
+class OrderCounts(NamedTuple):
+    """Orders and presences for one node whose signatures were missing or wrong, since the agent started."""
+
+    unsigned: int = 0
+    """Number of messages that were taken without a valid signature."""
+    refused: int = 0
+    """Number of messages that were refused because of their signatures."""
+
+
 class AgentInbox(Protocol):
     """An agent's input: resync requests to all agents and orders for its nodes, and the way to answer both.
 
@@ -166,6 +175,9 @@ class AgentInbox(Protocol):
 
         An order that cannot be decoded is answered with ``bad-order`` if it names a queue for answers.
         """
+
+    def order_counts(self, node: str) -> OrderCounts:
+        """Return how many orders and presences for a node had no valid signature."""
 
     def announce(self, presence: Presence) -> None:
         """Send a presence to all agents that listen for its node, also to this one. The message may get lost."""

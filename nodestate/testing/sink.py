@@ -11,7 +11,7 @@ from nodestate.auth import OrderAuth
 from nodestate.errors import BadEventError, UnconfirmedError
 from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
 from nodestate.model.presence import Presence, decode_presence
-from nodestate.ports import Resync
+from nodestate.ports import OrderCounts, Resync
 from nodestate.testing.queues import MemoryMessage, MemoryQueue
 from nodestate.testing.transit import TransitMessage
 
@@ -148,6 +148,10 @@ class MemorySink:
                     queue, answer = refusal
                     self._send_answer(queue, encode(answer))  # not signed, as in ``KombuSink``
         return orders
+
+    def order_counts(self, node: str) -> OrderCounts:
+        """Orders and presences for a node without a valid signature."""
+        return self._auth.counts(node)
 
     def announce(self, presence: Presence) -> None:
         """Send a presence to all agents that listen for its node."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import apply, cold, contention, footprint, propagation, recovery, refresh
+from bench import apply, auth, cold, contention, footprint, propagation, recovery, refresh
 from bench.command import SCENARIOS
 from bench.counting_store import CountingStore
 from bench.memcached_stats import memcached_sizes
@@ -18,13 +18,14 @@ from bench.scenario import Findings
 from bench.worker import ParentLink, Worker
 from bench.workload import WrongResultError, require
 from harness.servers import MemcachedServer
+from nodestate.auth.signatures import FIELD_BYTES
 from nodestate.ports import Put, Write
 from nodestate.store.memcached import MemcachedStore
 from tests.bench.quick_runs import BRIEF, ignore_progress, new_size, require_sound
 
 
 def test_the_command_knows_every_scenario_of_designs() -> None:
-    modules = (refresh, cold, apply, footprint, propagation, recovery, contention)
+    modules = (refresh, cold, apply, auth, footprint, propagation, recovery, contention)
     assert {one.SCENARIO.name: one.SCENARIO for one in modules}.items() <= SCENARIOS.items()
 
 
@@ -55,6 +56,21 @@ def test_apply_measures_a_consumer_and_bare_kombu_with_the_same_messages() -> No
     assert case.measures.keys() == {"consumer", "consumer, CPU", "bare kombu", "bare kombu, CPU", "takeover"}
     assert case.ratios.keys() == {"consumer / bare kombu", "CPU, consumer / bare kombu"}
     assert {"rabbitmq", "memcached"} == findings.servers.keys()
+
+
+@pytest.mark.service
+@pytest.mark.thorough
+@pytest.mark.usefixtures("few_events")
+def test_auth_measures_the_same_events_and_changes_with_each_setting() -> None:
+    findings = auth.run(replace(BRIEF, designs=("snapshot",), nodes=new_size()), ignore_progress)
+    require_sound(findings)
+    consumer, reader = findings.cases
+    assert consumer.settings["message_bytes, require"] == consumer.settings["message_bytes, off"] + FIELD_BYTES
+    assert [goal.what for goal in (*consumer.goals, *reader.goals)] == [
+        "snapshot: consumer, off / require",
+        "snapshot: consumer, CPU, require / off",
+        "snapshot: refresh, require / off",
+    ]
 
 
 # -- propagation ----------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
-"""Checks of signatures and tags: which agents sign their events and which allocations have a tag, with which keys.
+"""Checks of signatures and tags: which agents sign their events, which of them got orders of others, and which
+allocations have a tag, with which keys.
 
 The doctor asks all agents for their versions. The answers are events, which an agent signs as it signs all others. So
 this needs no record of earlier events, and shows whether a cell can go on to the next mode or without its old secret.
+An answer also has the numbers of orders that the agent took without a signature, or refused because of it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 from msgspec import UNSET
@@ -18,7 +21,7 @@ from nodestate.broker import collect_census
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.config import Config
 from nodestate.errors import BadEventError, ConfigError, CorruptItemError
-from nodestate.model import Event
+from nodestate.model import Event, Heartbeat
 from nodestate.ports import Resync
 from nodestate.scheduling.order_ids import order_id_of
 from nodestate.text import count_text
@@ -38,45 +41,59 @@ class _Answers:
         """By node, why its signature is refused."""
         self.key_ids: dict[str, str] = {}
         """By node, the id of the key of an answer that is signed."""
+        self.unsigned_orders: dict[str, int] = {}
+        """By node, the number of orders that its agent took without a signature."""
+        self.refused_orders: dict[str, int] = {}
+        """By node, the number of orders that its agent refused because of their signatures."""
         self._auth = auth
-        """Checks the signatures; None if this process has no keys."""
+        """Checks the signatures; None if this process has no keys, or events are not signed."""
 
     def add(self, event: Event, body: bytes) -> None:
-        """Sort one answer."""
+        """Sort one answer. The numbers in an answer with a wrong signature are ignored."""
         if event.signature is UNSET:
             self.unsigned.add(event.node)
-            return
-        try:
-            if self._auth is not None:
-                self._auth.check(event.node, body, event.signature)
-        except BadEventError as error:
-            self.refused[event.node] = error.detail
         else:
+            try:
+                if self._auth is not None:
+                    self._auth.check(event.node, body, event.signature)
+            except BadEventError as error:
+                self.refused[event.node] = error.detail
+                return
             self.key_ids[event.node] = event.signature[:KEY_ID_CHARS]
+        if isinstance(event, Heartbeat):
+            if event.unsigned_orders is not UNSET:
+                self.unsigned_orders[event.node] = event.unsigned_orders
+            if event.refused_orders is not UNSET:
+                self.refused_orders[event.node] = event.refused_orders
 
 
 def examine_signatures(config: Config, view: View) -> list[Finding]:
-    """Examine whether the agents of the cell sign their events. Returns nothing if ``auth_events`` is off."""
-    if config.auth_events == "off":
+    """Examine whether the agents of the cell sign their events, and whether they get signed orders.
+
+    Returns nothing of events or orders if their setting is off.
+    """
+    if config.auth_events == config.auth_orders == "off":
         return []
     findings: list[Finding] = []
     auth = None
-    try:
-        keyring = open_keyring(config, "auth_events", "require")
-        auth = MessageAuth("require", keyring, "event")
-    except ConfigError as error:
-        findings.append(
-            Finding(
-                WARN, "signatures", f"they are counted, but not checked: {error}", "run doctor with the cell's keys"
-            )
-        )
+    if config.auth_events != "off":
+        try:
+            keyring = open_keyring(config, "auth_events", "require")
+            auth = MessageAuth("require", keyring, "event")
+        except ConfigError as error:
+            says = f"they are counted, but not checked: {error}"
+            findings.append(Finding(WARN, "signatures", says, "run doctor with the cell's keys"))
     answers = _Answers(auth)
     nodes = [one.name for one in view.nodes.records() if one.live]
     collect_census(config, Resync(), config.broker_timeout_s, awaited=nodes, on_event=answers.add)
-    return [*findings, *_findings(config, answers, nodes)]
+    if config.auth_events != "off":
+        findings += _event_findings(config, answers, nodes)
+    if config.auth_orders != "off":
+        findings += _order_findings(config, answers)
+    return findings
 
 
-def _findings(config: Config, answers: _Answers, nodes: list[str]) -> list[Finding]:
+def _event_findings(config: Config, answers: _Answers, nodes: list[str]) -> list[Finding]:
     answered = answers.unsigned | answers.refused.keys() | answers.key_ids.keys()
     silent = sum(name not in answered for name in nodes)
     more = f"; {count_text(silent, 'node')} did not answer" if silent else ""
@@ -102,8 +119,42 @@ def _findings(config: Config, answers: _Answers, nodes: list[str]) -> list[Findi
         says = (
             f"all {all_agents} that answered sign their events, with keys of {keys}" if used else ("no agent answered")
         )
-        findings.append(Finding(OK, "signatures", says + more))
+        if silent:
+            advice = "check that their agents run: an agent that does not sign may be among them"
+            findings.append(Finding(WARN, "signatures", says + more, advice))
+        else:
+            findings.append(Finding(OK, "signatures", says))
     return findings
+
+
+def _order_findings(config: Config, answers: _Answers) -> list[Finding]:
+    """Examine the counts of orders. Unsigned orders are as expected in mode ``accept``."""
+    findings = []
+    if answers.unsigned_orders:
+        says = f"{_counts_text(answers.unsigned_orders)} without signatures since they started"
+        advice = (
+            "give each scheduler its keys_file and auth_orders, then restart these agents: mode require would refuse "
+            "the orders"
+        )
+        level, advice = (OK, "") if config.auth_orders == "accept" else (WARN, advice)
+        findings.append(Finding(level, "orders", f"agents took {says}", advice))
+    if answers.refused_orders:
+        says = f"{_counts_text(answers.refused_orders)} because of their signatures since they started"
+        advice = (
+            "give each scheduler the keys_file of the cell. If all have it, another program sends orders: find it by "
+            "the connections and bindings that the broker shows, and take its login away"
+        )
+        findings.append(Finding(WARN, "orders", f"agents refused {says}", advice))
+    if not findings:
+        findings.append(Finding(OK, "orders", "no agent that answered got an order without a valid signature"))
+    return findings
+
+
+def _counts_text(counts: Mapping[str, int]) -> str:
+    """Return a text such as ``12 orders for 3 nodes, for example 10 for n1``."""
+    node = max(counts, key=counts.__getitem__)
+    orders = count_text(sum(counts.values()), "order")
+    return f"{orders} for {count_text(len(counts), 'node')}, for example {counts[node]:,} for {node},"
 
 
 def examine_tags(config: Config, view: View) -> list[Finding]:
