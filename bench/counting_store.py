@@ -62,6 +62,10 @@ class CountingStore:
                 self.deleted[kind] += 1
         return written
 
+    def server_time_at(self, moment: float) -> float | None:
+        """See ``ports.Store``."""
+        return self._inner.server_time_at(moment)
+
     def close(self) -> None:
         """See ``ports.Store``."""
         self._inner.close()

@@ -9,7 +9,8 @@ import msgspec
 from nodestate.designs import DESIGNS
 from nodestate.model import NodeRecord, fold, parse_event
 from nodestate.store import keys
-from nodestate.store.ownership import OwnerStatus, PartitionTarget
+from nodestate.store.owner_status import OwnerStatus
+from nodestate.store.ownership import PartitionTarget
 from nodestate.store.partition_writer import Batch, TakeoverResult
 from nodestate.store.round_trips import Steps, run_one
 from nodestate.testing import FaultyStore, ManualClock, MemoryDatabase, MemoryServer, MemoryStore, Plan, script
@@ -105,7 +106,7 @@ class Watcher:
     def __init__(self, design: str, server: MemoryServer, clock: ManualClock) -> None:
         self.store = FaultyStore(MemoryStore(server), self._counted)
         prefix = prefix_of(design)
-        self._follower = Follower(0, prefix, DESIGNS[design].reader(prefix), clock)
+        self._follower = Follower(0, prefix, DESIGNS[design].reader(prefix), self.store, clock)
         self.fetches: list[int] = []
         self.plan: Plan = script()
 

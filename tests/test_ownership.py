@@ -15,7 +15,8 @@ from nodestate.store import keys
 from nodestate.store.epoch_removal import remove_epoch
 from nodestate.store.head import EPOCH, HEAD, NEVER_HEARD, Head, TermStart, read_head, term_of, terms_from
 from nodestate.store.liveness import LIVENESS, age_ms_of, ages_now
-from nodestate.store.ownership import Ownership, OwnerStatus, PartitionTarget
+from nodestate.store.owner_status import OwnerStatus
+from nodestate.store.ownership import Ownership, PartitionTarget
 from nodestate.store.round_trips import Steps, run_one
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore, script
 
@@ -474,13 +475,14 @@ def test_an_owner_that_freezes_between_packing_and_sending_makes_nothing_look_yo
     owner.ownership.target = place
     said_at = clock.monotonic()
     run_one(store, FROZEN_WRITES[what](place, owner.ownership))
-    found = run_one(MemoryStore(server), read_head(PREFIX, None))
+    reading = MemoryStore(server, clock)
+    found = run_one(reading, read_head(PREFIX, None))
     assert found is not None
     head, item = found
-    assert age_ms_of(head, item) + head.behind_ms >= (clock.monotonic() - said_at) * 1000
+    assert age_ms_of(head, item, reading, clock.monotonic()) + head.behind_ms >= (clock.monotonic() - said_at) * 1000
     if what == "renew":
         item = server.fetch([keys.life(PREFIX, 7)])[keys.life(PREFIX, 7)]
-        [age_ms] = np.frombuffer(ages_now("life", item, LEASE_S), "<u4").tolist()
+        [age_ms] = np.frombuffer(ages_now("life", item, LEASE_S, reading, clock.monotonic()), "<u4").tolist()
         assert age_ms >= (clock.monotonic() - said_at) * 1000
 
 

@@ -44,6 +44,9 @@ class _RoundTripCounter:
         self.calls += 1
         return self._inner.write(writes)
 
+    def server_time_at(self, moment: float) -> float | None:
+        return self._inner.server_time_at(moment)
+
     def close(self) -> None:
         self._inner.close()
 
@@ -61,13 +64,13 @@ def lockstep() -> Result:
             for what, changed in (("cold", None), ("idle", 0), (f"{CHANGED} changed", CHANGED)):
                 row: Result = {"refresh": f"{design}, {what}"}
                 for form, refresh in (("side by side", _side_by_side), ("in turn", _in_turn)):
-                    followers = _followers(cell, design)
+                    followers = _followers(cell, design, stores)
                     if changed is not None:
                         _side_by_side(stores, followers)
                     times, calls = [], 0
                     for _ in range(10):
                         if changed is None:
-                            followers = _followers(cell, design)
+                            followers = _followers(cell, design, stores)
                         elif changed:
                             cell.change(rng.sample(range(NODES), changed))
                         counting[0].calls = 0
@@ -83,10 +86,13 @@ def lockstep() -> Result:
     return {"refresh": table("A refresh of 16 partitions, 10,000 nodes, on one memcached of the same machine", rows)}
 
 
-def _followers(cell: FrozenCell, design: str) -> list[Follower]:
+def _followers(cell: FrozenCell, design: str, stores: Stores) -> list[Follower]:
     name, count = cell.config.cell, cell.config.partitions
     prefixes = [keys.prefix(name, count, p, DESIGNS[design].letter) for p in range(count)]
-    return [Follower(p, prefix, DESIGNS[design].reader(prefix), SystemClock()) for p, prefix in enumerate(prefixes)]
+    return [
+        Follower(p, prefix, DESIGNS[design].reader(prefix), stores.of(p), SystemClock())
+        for p, prefix in enumerate(prefixes)
+    ]
 
 
 def _side_by_side(stores: Stores, followers: Sequence[Follower]) -> None:

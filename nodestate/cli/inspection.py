@@ -18,7 +18,7 @@ from nodestate.designs.stored_design import StoredDesign, display_names, parse_s
 from nodestate.errors import NodestateError
 from nodestate.ports import Item, SystemClock
 from nodestate.store import keys
-from nodestate.store.head import HOLDING_HEAD, NEVER_HEARD, Head, read_head
+from nodestate.store.head import NEVER_HEARD, Head, read_head
 from nodestate.store.round_trips import run
 from nodestate.store.signed_values import ValueAuth
 from nodestate.view.view import View
@@ -171,6 +171,5 @@ def head_status(found: tuple[Head, Item] | NodestateError | None) -> HeadStatus 
         return str(found)
     head, item = found
     age_s = math.inf if item.ttl_s is None else float(head.lease_s - item.ttl_s)
-    refused = HOLDING_HEAD.unpack(item.value).refused
     behind_s = head.behind_ms / 1000 if head.behind_ms < NEVER_HEARD else math.inf
-    return HeadStatus(head.epoch, head.term, head.owner, head.next, behind_s, head.vouched, age_s, refused)
+    return HeadStatus(head.epoch, head.term, head.owner, head.next, behind_s, head.vouched, age_s, head.refused)

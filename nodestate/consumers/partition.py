@@ -28,7 +28,7 @@ from nodestate.model.record import unknown_node
 from nodestate.ports import QUEUE_BEGAN, Delivery
 from nodestate.store.damage import DAMAGE
 from nodestate.store.head import NEVER_HEARD
-from nodestate.store.ownership import OwnerStatus
+from nodestate.store.owner_status import OwnerStatus
 from nodestate.store.partition_writer import Batch, PartitionWriter
 
 _encode = msgspec.msgpack.Encoder().encode

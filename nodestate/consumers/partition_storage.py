@@ -76,8 +76,8 @@ class PartitionStorage:
 
     def follower(self, number: int, design: str) -> Follower:
         """Make a reader of the partition in a design, for a partition that this consumer does not own."""
-        prefix = self._target(number, design).prefix
-        return Follower(number, prefix, DESIGNS[design].reader(prefix), self._clock)
+        target = self._target(number, design)
+        return Follower(number, target.prefix, DESIGNS[design].reader(target.prefix), target.store, self._clock)
 
     def delete(self, unused: Iterable[DesignOfPartition]) -> None:
         """Delete the stored state of designs that this consumer no longer writes.

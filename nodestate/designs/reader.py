@@ -47,7 +47,10 @@ class _FollowedDesign:
         # By partition, the store from which the partition is read.
         self.stores = [stores.of(p, role) for p in range(stored.partitions)]
         # By partition, its follower.
-        self.followers = [Follower(p, prefix, make_reader(prefix), clock) for p, prefix in enumerate(prefixes)]
+        self.followers = [
+            Follower(p, prefix, make_reader(prefix), store, clock)
+            for p, (prefix, store) in enumerate(zip(prefixes, self.stores, strict=True))
+        ]
 
     def work(self, *, with_life: bool) -> dict[int, tuple[Store, Steps[PartitionState]]]:
         """Return the steps of a refresh of every partition, each with the partition's store.

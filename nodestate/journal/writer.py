@@ -18,8 +18,9 @@ from nodestate.journal.format import (
 from nodestate.journal.reader import JournalReader
 from nodestate.ports import Put, Write, WriteStatus
 from nodestate.store import keys
-from nodestate.store.head import TermStart, term_of, terms_from
-from nodestate.store.ownership import Ownership, OwnerStatus, PartitionTarget, require_stored
+from nodestate.store.head import Head, TermStart, term_of, terms_from
+from nodestate.store.owner_status import OwnerStatus
+from nodestate.store.ownership import Ownership, PartitionTarget, require_stored
 from nodestate.store.partition_writer import Batch, HeldNodes, TakeoverResult
 from nodestate.store.round_trips import Step, Steps
 from nodestate.store.wire import PART_BYTES, pack_records
@@ -39,6 +40,8 @@ class JournalWriter:
         self._ownership: Ownership | None = None
         # The journal's part of the stored head.
         self._section: JournalSection | None = None
+        # The last head that is known to have been stored in the epoch that is replaced; None if there is none.
+        self._lost: Head | None = None
 
     @property
     def ownership(self) -> Ownership:
@@ -76,12 +79,13 @@ class JournalWriter:
 
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is a checkpoint of all nodes."""
-        yield from Ownership.replaced_epoch_cas(self._target, sections=JOURNAL_SECTION)
+        self._lost = self._ownership.head if self._ownership is not None else self._lost
+        yield from Ownership.replaced_epoch_cas(self._target, self._lost, JOURNAL_SECTION)
         checkpoint, writes = self._checkpoint(epoch, 1, 1, nodes)
         yield from self._add(writes)
         section = JournalSection(1, 0, (TermStart(1, 1),), checkpoint)
         self._ownership = yield from Ownership.begin_epoch(
-            self._target, epoch, section, status, sections=JOURNAL_SECTION
+            self._target, epoch, section, status, lost=self._lost, sections=JOURNAL_SECTION
         )
         self._section = section
 

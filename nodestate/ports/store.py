@@ -120,6 +120,13 @@ class Store(Protocol):
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """Carry out the writes in order. Returns one result for each."""
 
+    def server_time_at(self, moment: float) -> float | None:
+        """The server's clock at a moment of this process (monotonic seconds), in seconds; at most one second too low.
+
+        Returns None before the first call of ``fetch``, and for a database, whose clock an operator may set. The server
+        is not asked.
+        """
+
     def close(self) -> None:
         """Close the connection. The next call reconnects."""
 

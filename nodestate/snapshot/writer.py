@@ -26,8 +26,9 @@ from nodestate.snapshot.format import (
 )
 from nodestate.snapshot.reader import SnapshotReader
 from nodestate.store import keys
-from nodestate.store.head import TermStart, terms_from
-from nodestate.store.ownership import MAX_TRIES_COUNT, Ownership, OwnerStatus, PartitionTarget, require_stored
+from nodestate.store.head import Head, TermStart, terms_from
+from nodestate.store.owner_status import OwnerStatus
+from nodestate.store.ownership import MAX_TRIES_COUNT, Ownership, PartitionTarget, require_stored
 from nodestate.store.partition_writer import Batch, HeldNodes, TakeoverResult
 from nodestate.store.round_trips import Step, Steps
 from nodestate.view.follower import load_or_miss
@@ -51,6 +52,8 @@ class SnapshotWriter:
         self._unwritten: set[int] = set()
         # CAS conflicts of items so far.
         self.conflicts = 0
+        # The last head that is known to have been stored in the epoch that is replaced; None if there is none.
+        self._lost: Head | None = None
 
     @property
     def ownership(self) -> Ownership:
@@ -90,7 +93,8 @@ class SnapshotWriter:
 
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``. Commit 0 of the new epoch is all nodes."""
-        yield from Ownership.replaced_epoch_cas(self._target, sections=SNAPSHOT_SECTION)
+        self._lost = self._ownership.head if self._ownership is not None else self._lost
+        yield from Ownership.replaced_epoch_cas(self._target, self._lost, SNAPSHOT_SECTION)
         size = len(nodes.records)
         self._ownership, self._unwritten = None, set()
         self._stamps, self._cas_ids = [stamp_of(1, 0)] * size, {}
@@ -99,7 +103,7 @@ class SnapshotWriter:
         yield from self._add(writes)
         section = SnapshotSection(1, b"", b"", (), (TermStart(1, 1),), index)
         self._ownership = yield from Ownership.begin_epoch(
-            self._target, epoch, section, status, sections=SNAPSHOT_SECTION
+            self._target, epoch, section, status, lost=self._lost, sections=SNAPSHOT_SECTION
         )
         self._section = section
 

@@ -119,6 +119,9 @@ class SqlStore:
 
         return self._with_retries(carry_out)
 
+    def server_time_at(self, moment: float) -> None:
+        """See ``ports.Store``. A database's clock may be set, so it dates no values."""
+
     def close(self) -> None:
         """Close the connections. The next call reconnects."""
         for connection in (self._reading, self._writing):

@@ -16,7 +16,8 @@ from nodestate.sql.format import SQL_SECTION, SqlSection
 from nodestate.sql.reader import SqlReader
 from nodestate.store import keys
 from nodestate.store.head import EPOCH, Head
-from nodestate.store.ownership import Ownership, OwnerStatus, PartitionTarget
+from nodestate.store.owner_status import OwnerStatus
+from nodestate.store.ownership import Ownership, PartitionTarget
 from nodestate.store.partition_writer import Batch, HeldNodes, TakeoverResult
 from nodestate.store.round_trips import Step, Steps
 from nodestate.view.follower import load_or_miss

@@ -57,6 +57,10 @@ class Breaker:
         """See ``ports.Store``."""
         return self._guarded(lambda: self._inner.write(writes))
 
+    def server_time_at(self, moment: float) -> float | None:
+        """See ``ports.Store``."""
+        return self._inner.server_time_at(moment)
+
     def close(self) -> None:
         """See ``ports.Store``."""
         self._inner.close()

@@ -28,7 +28,11 @@ def remove_epoch(target: PartitionTarget, *, rows: bool, fresh_s: float | None =
     prefix, key = target.prefix, keys.epoch(target.prefix)
     if fresh_s is not None:
         found = yield from find_sound_head(prefix)
-        if found is not None and found[0].owner != target.owner and age_ms_of(*found) <= fresh_s * 1000:
+        if (
+            found is not None
+            and found[0].owner != target.owner
+            and age_ms_of(*found, target.store, target.now()) <= fresh_s * 1000
+        ):
             raise FencedError(target.partition, found[0].term, f"{found[0].owner} writes epoch {found[0].epoch:x}")
     pointer = (yield Step(fetch=[key])).items.get(key) if rows else None
     epoch = EPOCH.find(key, pointer)

@@ -35,6 +35,8 @@ MAX_OWNER_CHARS: Final = 1_000
 Epoch = Annotated[int, Meta(ge=0, le=MAX_EPOCH)]
 Term = Annotated[int, Meta(ge=1, le=MAX_TERM)]
 Offset = Annotated[int, Meta(ge=0, le=MAX_OFFSET)]
+WrittenMs = Annotated[int, Meta(ge=0, le=2**53)]
+"""Time of writing by the server's clock, in whole milliseconds, rounded down."""
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True):
@@ -61,6 +63,10 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
 
     The owner made the statements above after that one was stored.
     """
+    refused: Annotated[int, Meta(ge=0, le=MAX_BEAT)] = 0
+    """How many refused messages the owner holds, because the dead-letter queue has not taken them. For ``doctor``."""
+    written_ms: WrittenMs = 0
+    """When the statements above were true, by the server's clock; 0: unknown, because the server has no such clock."""
 
     @property
     def has_room(self) -> bool:
@@ -72,13 +78,6 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
         return self.term <= MAX_TERM // 2 and self.next <= MAX_OFFSET // 2 and self.beat <= MAX_BEAT // 2
 
 
-class HoldingHead(Head, frozen=True, array_like=True):
-    """A head whose owner holds refused messages. Earlier readers, and all but ``doctor``, ignore their number."""
-
-    refused: Annotated[int, Meta(ge=0, le=MAX_BEAT)] = 0
-    """How many refused messages the owner holds, because the dead-letter queue has not taken them."""
-
-
 class TermStart(msgspec.Struct, frozen=True, array_like=True):
     """An entry of a list of terms: ``term`` wrote the commits from ``offset`` on, up to the next entry."""
 
@@ -86,9 +85,7 @@ class TermStart(msgspec.Struct, frozen=True, array_like=True):
     offset: Offset
 
 
-HEAD: Final = Codec(Head)
-HOLDING_HEAD: Final = Codec(HoldingHead)
-"""Decodes heads of both types."""
+HEAD: Final = Codec(Head, optional=("refused", "written_ms"))
 EPOCH: Final = Codec(Epoch)
 
 

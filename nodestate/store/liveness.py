@@ -1,18 +1,22 @@
 """Ages: of a head, by which readers and other owners see whether its owner lives, and of the nodes' last signs of life.
 
-Clocks of processes differ, so ages are computed from the time to live that the store reports for an item.
+Clocks of processes differ, so ages are computed from the time to live that the store reports for an item. A program
+that can write into the store may store an earlier value again with any time to live. So a memcached value also has its
+own time of writing by the server's clock, and is at least as old as that says (``latest_write``).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import msgspec
 import numpy as np
 
 from nodestate.config import Config
-from nodestate.ports import Item
-from nodestate.store.head import NEVER_HEARD, Head, Term
+from nodestate.ports import Item, Store
+from nodestate.store.head import NEVER_HEARD, Head, Term, WrittenMs
+from nodestate.store.server_clock import MARGIN_S, TICK_S
 from nodestate.store.wire import Codec
 
 FRESH_RENEWALS_COUNT: Final = 5
@@ -26,6 +30,21 @@ too high.
 """
 
 
+WRITE_TIME_TOLERANCE_S: Final = TICK_S + MARGIN_S
+"""Error in seconds by which a time of writing may look too early to another process.
+
+Each process knows the server's clock to within ``TICK_S``, and a timer of the server that is ``MARGIN_S`` late is
+normal. Within this tolerance a time of writing makes nothing older: the time to live, or the reader's own knowledge, is
+more exact. So a value that another program stored again can look younger than it is by at most this and ``TICK_S``.
+"""
+
+MAX_WRITE_TIME_AHEAD_S: Final = 10.0
+"""A time of writing that lies further ahead, in seconds, tells nothing: the server's clock was set back since.
+
+A smaller difference may come from the clients' estimates of that clock, if the server's timer was late.
+"""
+
+
 class LivenessRecord(msgspec.Struct, frozen=True, array_like=True):
     """The signs of life of the nodes of a partition, as stored."""
 
@@ -33,6 +52,8 @@ class LivenessRecord(msgspec.Struct, frozen=True, array_like=True):
     """The term that wrote them."""
     ages_ms: bytes
     """By slot, milliseconds between the node's last sign of life and this write, as little-endian uint32."""
+    written_ms: WrittenMs = 0
+    """As ``Head.written_ms``."""
 
 
 def _require_whole_ages(record: LivenessRecord) -> None:
@@ -40,7 +61,7 @@ def _require_whole_ages(record: LivenessRecord) -> None:
         raise ValueError(f"{len(record.ages_ms)} bytes of ages, which have 4 bytes each")
 
 
-LIVENESS: Final = Codec(LivenessRecord, _require_whole_ages)
+LIVENESS: Final = Codec(LivenessRecord, _require_whole_ages, optional=("written_ms",))
 
 
 def fresh_s(config: Config) -> float:
@@ -48,23 +69,56 @@ def fresh_s(config: Config) -> float:
     return FRESH_RENEWALS_COUNT * config.renew_s + AGE_ROUNDING_S
 
 
-def age_ms_of(head: Head, item: Item) -> int:
-    """An upper bound of the time since a head was written, in milliseconds. ``NEVER_HEARD`` if it is unknown."""
-    if item.ttl_s is None or item.ttl_s > head.lease_s:
-        return NEVER_HEARD
-    return (head.lease_s - item.ttl_s + 1) * 1000
+def written_ms(store: Store, moment: float) -> int:
+    """The time of writing to store in a record whose statements were true at a moment (monotonic seconds)."""
+    server_time = store.server_time_at(moment)
+    return max(1, math.floor(server_time * 1000)) if server_time is not None else 0
 
 
-def ages_now(key: str, record: Item | None, lease_s: int) -> bytes:
+def latest_write(written_ms: int, store: Store, now: float) -> float:
+    """The latest moment at which a record can have been written, by the time of writing in it.
+
+    Args:
+        written_ms: the time of writing.
+        store: the store that the record was just fetched from.
+        now: the present, in monotonic seconds of this process, like the result.
+
+    Returns:
+        Infinity if the time of writing is unknown; minus infinity if it lies too far in the future, as then nothing is
+        known of the age of the record.
+    """
+    server_now = store.server_time_at(now) if written_ms else None
+    if server_now is None:
+        return math.inf
+    age_s = server_now - written_ms / 1000
+    return now - age_s + WRITE_TIME_TOLERANCE_S if age_s >= -MAX_WRITE_TIME_AHEAD_S else -math.inf
+
+
+def age_ms_of(head: Head, item: Item, store: Store, now: float) -> int:
+    """An upper bound of the time since a head was written, in milliseconds. ``NEVER_HEARD`` if it is unknown.
+
+    ``now``: the present, in monotonic seconds, at which ``store`` has just returned the head.
+    """
+    return _age_ms(item, head.lease_s, head.written_ms, store, now)
+
+
+def ages_now(key: str, record: Item | None, lease_s: int, store: Store, now: float) -> bytes:
     """The ages in a stored ``LivenessRecord``, plus the time since it was written (rounded up to a second).
 
-    Returns no bytes if the record is missing or damaged, or if it was written with another lease, which makes its age
-    unknown. ``key`` is the record's key.
+    Returns no bytes if the record is missing or damaged, or if its own age is unknown. ``key`` is the record's key.
     """
-    if record is None or record.ttl_s is None or record.ttl_s > lease_s:
-        return b""
     life = LIVENESS.find(key, record)
-    return add_to_ages(life.ages_ms, (lease_s - record.ttl_s + 1) * 1000) if life is not None else b""
+    if life is None or record is None:
+        return b""
+    age_ms = _age_ms(record, lease_s, life.written_ms, store, now)
+    return add_to_ages(life.ages_ms, age_ms) if age_ms < NEVER_HEARD else b""
+
+
+def _age_ms(item: Item, lease_s: int, written_ms: int, store: Store, now: float) -> int:
+    if item.ttl_s is None or item.ttl_s > lease_s:
+        return NEVER_HEARD
+    age_s = max(lease_s - item.ttl_s + 1, now - latest_write(written_ms, store, now))
+    return min(math.ceil(age_s * 1000), NEVER_HEARD) if age_s < math.inf else NEVER_HEARD
 
 
 def add_to_ages(ages_ms: bytes, elapsed_ms: int) -> bytes:

@@ -180,6 +180,10 @@ class MemcachedStore:
         with self._whole_replies():
             return self._clock.at(time.monotonic())
 
+    def server_time_at(self, moment: float) -> float | None:
+        """See ``ports.Store``."""
+        return self._clock.at(moment) if self._clock.is_known else None
+
     def stats(self) -> ServerStats:
         """Fetch the server's statistics."""
         with self._whole_replies() as client:

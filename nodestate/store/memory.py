@@ -280,6 +280,10 @@ class MemoryStore:
         """Seconds by the server's clock."""
         return self.server.time()
 
+    def server_time_at(self, moment: float) -> float | None:
+        """See ``ports.Store``."""
+        return self._server_clock.at(moment) if self._server_clock.is_known else None
+
     def close(self) -> None:
         """There is no connection to close."""
 

@@ -38,8 +38,9 @@ from nodestate.ports import (
 )
 from nodestate.store import keys
 from nodestate.store.damage import DAMAGE
-from nodestate.store.head import EPOCH, HEAD, NEVER_HEARD, Head, HoldingHead, SectionCodec, find_sound_head, sound_head
-from nodestate.store.liveness import LIVENESS, LivenessRecord, add_to_ages, age_ms_of, ages_now
+from nodestate.store.head import EPOCH, HEAD, NEVER_HEARD, Head, SectionCodec, find_sound_head, sound_head
+from nodestate.store.liveness import LIVENESS, LivenessRecord, age_ms_of, ages_now, written_ms
+from nodestate.store.owner_status import OwnerStatus, ms_between
 from nodestate.store.round_trips import Step, Steps
 
 MAX_TRIES_COUNT: Final = 8
@@ -68,42 +69,6 @@ class PartitionTarget:
     def now(self) -> float:
         """The time by the owner's clock, in monotonic seconds."""
         return self.clock.monotonic()
-
-
-@dataclass(frozen=True, slots=True)
-class OwnerStatus:
-    """The statements of an owner about its partition, sent with each write of a head."""
-
-    behind_ms: int
-    """Milliseconds since the owner had last taken everything in its queue."""
-    complete: bool
-    """True if the owner knows all nodes of the partition."""
-    ages_ms: bytes = b""
-    """By slot, milliseconds since the node's last sign of life, as little-endian uint32."""
-    said_at: float | None = None
-    """Monotonic time at which the values above were true; None: at the moment of the write.
-
-    A batch may take long, and the owner may have to wait for another server. So each write adds the time since then
-    (``as_of``).
-    """
-    refused: int = 0
-    """How many refused messages the owner holds, because the dead-letter queue has not taken them."""
-
-    def as_of(self, now: float) -> OwnerStatus:
-        """The same status at ``now``, in monotonic seconds: all ages have grown by the time since ``said_at``.
-
-        Use one reading of the clock for this and for the ``as_of`` of the write. If the clock were read twice, a freeze
-        between the two readings would be missing from the ages that readers compute.
-        """
-        elapsed_ms = _ms_between(self.said_at, now) if self.said_at is not None else 0
-        ages_ms = add_to_ages(self.ages_ms, elapsed_ms) if self.ages_ms and elapsed_ms else self.ages_ms
-        behind_ms = min(self.behind_ms + elapsed_ms, NEVER_HEARD)
-        return OwnerStatus(behind_ms, self.complete, ages_ms, now, self.refused)
-
-
-def _ms_between(moment: float, now: float) -> int:
-    """Milliseconds from a moment until ``now``, rounded up. Both are in monotonic seconds."""
-    return math.ceil((now - moment) * 1000)
 
 
 def require_stored(
@@ -170,16 +135,16 @@ class Ownership:
             if not head.has_room:
                 DAMAGE.report(keys.head(target.prefix, head.epoch), "its numbers are near their end")
                 return None
-            age_ms = age_ms_of(head, item)
+            now = target.now()
+            age_ms = age_ms_of(head, item, target.store, now)
             if (
                 target.owned_since is not None
                 and head.owner != target.owner
-                and age_ms <= _ms_between(target.owned_since, target.now())
+                and age_ms <= ms_between(target.owned_since, now)
             ):
                 raise FencedError(target.partition, head.term, f"{head.owner} wrote epoch {head.epoch:x} since")
             # The statements of the owner before stay true of the state that it wrote, and grow older.
-            now = target.now()
-            behind_ms = min(head.behind_ms + age_ms + _ms_between(asked_at, now), NEVER_HEARD)
+            behind_ms = min(head.behind_ms + age_ms + ms_between(asked_at, now), NEVER_HEARD)
             ours = msgspec.structs.replace(
                 head,
                 term=head.term + 1,
@@ -189,6 +154,8 @@ class Ownership:
                 vouched=head.vouched and age_ms <= max_silent_s * 1000,
                 lease_s=target.lease_s,
                 follows=head.beat,
+                refused=0,
+                written_ms=written_ms(target.store, now),
             )
             key = keys.head(target.prefix, head.epoch)
             write = Write(Put.CAS, key, HEAD.pack(ours), item.cas, target.lease_s, as_of=now)
@@ -198,7 +165,7 @@ class Ownership:
             if reply.written[0].status is WriteStatus.STORED:
                 life = reply.items.get(life_key)
                 ownership = cls(target, ours, reply.written[0].cas, life.cas if life else 0, sections)
-                ownership.inherited_ages_ms = ages_now(life_key, life, head.lease_s)
+                ownership.inherited_ages_ms = ages_now(life_key, life, head.lease_s, target.store, target.now())
                 ownership.inherited_behind_ms = behind_ms if behind_ms < NEVER_HEARD else None
                 return ownership, head
         raise FencedError(target.partition, 0, f"lost the head's CAS {MAX_TRIES_COUNT} times while taking over")
@@ -232,7 +199,18 @@ class Ownership:
         """
         said = status.as_of(target.now())
         content = msgspec.Raw(_encode(section))
-        head = Head(epoch, 1, target.owner, 0, 1, said.behind_ms, said.complete, target.lease_s, content)
+        head = Head(
+            epoch,
+            1,
+            target.owner,
+            0,
+            1,
+            said.behind_ms,
+            said.complete,
+            target.lease_s,
+            content,
+            written_ms=said.written_ms(target.store),
+        )
         key = keys.head(target.prefix, epoch)
         write = Write(Put.ADD, key, HEAD.pack(head), 0, target.lease_s, rows, as_of=said.said_at)
         reply = yield Step(write=[write])
@@ -365,7 +343,7 @@ class Ownership:
     def _next_head(self, next_offset: int, section: msgspec.Raw, said: OwnerStatus) -> Head:
         beat = (self._intended or self.head).beat + 1
         head = self.head
-        following = Head(
+        return Head(
             head.epoch,
             head.term,
             head.owner,
@@ -376,8 +354,9 @@ class Ownership:
             self.target.lease_s,
             section,
             head.beat,
+            said.refused,
+            said.written_ms(self.target.store),
         )
-        return HoldingHead(**msgspec.structs.asdict(following), refused=said.refused) if said.refused else following
 
     def _head_put(self, head: Head, said: OwnerStatus) -> Write:
         key = keys.head(self.target.prefix, head.epoch)
@@ -385,7 +364,7 @@ class Ownership:
 
     def _liveness_put(self, said: OwnerStatus) -> Write:
         key = keys.life(self.target.prefix, self.head.epoch)
-        value = LIVENESS.pack(LivenessRecord(self.head.term, said.ages_ms))
+        value = LIVENESS.pack(LivenessRecord(self.head.term, said.ages_ms, said.written_ms(self.target.store)))
         put = Put.CAS if self._liveness_cas else Put.ADD
         return Write(put, key, value, self._liveness_cas, self.target.lease_s, as_of=said.said_at)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from nodestate.model import NodeRecord
-from nodestate.store.ownership import OwnerStatus
+from nodestate.store.owner_status import OwnerStatus
 from nodestate.store.round_trips import Steps
 
 

@@ -310,6 +310,10 @@ class SignedStore:
         """See ``ports.ClaimStore``."""
         return self._inner.server_time()
 
+    def server_time_at(self, moment: float) -> float | None:
+        """See ``ports.Store``."""
+        return self._inner.server_time_at(moment)
+
     def close(self) -> None:
         """See ``ports.Store``."""
         self._inner.close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 import xxhash
@@ -69,19 +69,32 @@ class Codec(Generic[T]):
     Args:
         record_type: the type, whose annotations give the ranges of its fields.
         check: raises ``ValueError`` if the fields of a decoded record contradict each other.
+        optional: the last fields, which are left out as far as they have their defaults. They were added to the format
+            later.
     """
 
-    def __init__(self, record_type: type[T], check: Callable[[T], object] | None = None) -> None:
+    def __init__(
+        self, record_type: type[T], check: Callable[[T], object] | None = None, optional: Sequence[str] = ()
+    ) -> None:
         # Decodes a payload to a record.
         self._decode = msgspec.msgpack.Decoder(record_type).decode
         # Checks the relations between the fields; None if there are none.
         self._check = check
+        # The optional fields, last first, and their defaults.
+        self._optional = [(name, _default_of(record_type, name)) for name in reversed(optional)]
         # Name of the type in words, for messages.
         self._name = record_name(record_type)
 
     def pack(self, record: T) -> bytes:
         """Encode a record as a stored value."""
-        return seal(_encoder.encode(record))
+        left_out = 0
+        for name, default in self._optional:
+            if getattr(record, name) != default:
+                break
+            left_out += 1
+        if not left_out:
+            return seal(_encoder.encode(record))
+        return seal(_encoder.encode(msgspec.structs.astuple(cast("msgspec.Struct", record))[:-left_out]))
 
     def unpack(self, raw: bytes) -> T:
         """Decode a stored value. Raises ``CorruptItemError``."""
@@ -108,6 +121,10 @@ class Codec(Generic[T]):
         except CorruptItemError as error:
             DAMAGE.report(key, str(error))
             return None
+
+
+def _default_of(record_type: type, name: str) -> Any:
+    return next(field.default for field in msgspec.structs.fields(record_type) if field.name == name)
 
 
 def are_names(names: Sequence[str]) -> bool:

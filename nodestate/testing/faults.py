@@ -124,6 +124,10 @@ class FaultyStore:
         assert isinstance(self.inner, ClaimStore), f"{self.name} has no clock to share"
         return self.inner.server_time()
 
+    def server_time_at(self, moment: float) -> float | None:
+        """The inner store's clock at a moment."""
+        return self.inner.server_time_at(moment)
+
     def arrive(self) -> list[WriteResult]:
         """Carry out the writes of the earliest late call.
 

@@ -18,8 +18,11 @@ The later of the two is used. Both err on the old side, so a view may look older
 
 Each write of a head raises (term, beat). So a head that a reader has seen before confirms nothing, whatever time to
 live it has now: its statements were made before it was first found. The same is true of older heads of an epoch. A
-reader remembers the newest head of each epoch for that, also while the store has no head. A reader that starts cannot
-tell the contents of a store from a copy of earlier contents.
+reader remembers the newest head of each epoch for that, also while the store has no head.
+
+A program that can write into memcached may store heads again that this reader has not seen, with any time to live, one
+after the other. So a head never confirms a time after its own time of writing (``latest_write``), and a head of another
+epoch is not followed if it was written before the newest head that was found.
 """
 
 from __future__ import annotations
@@ -31,16 +34,18 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from nodestate.errors import CorruptItemError
-from nodestate.ports import Clock, Item, Key, Put, Write
+from nodestate.ports import Clock, Item, Key, Put, Store, Write
 from nodestate.store import keys
 from nodestate.store.damage import DAMAGE
 from nodestate.store.head import NEVER_HEARD, Head, find_head
-from nodestate.store.liveness import LIVENESS
+from nodestate.store.liveness import LIVENESS, WRITE_TIME_TOLERANCE_S, latest_write
 from nodestate.store.round_trips import Step, Steps
 from nodestate.view.table import Table
 
 MAX_ROUNDS_COUNT = 3
 """Tries of one refresh if contents are not where the head says: a commit may have overtaken the refresh."""
+EPOCHS_OVERLAP_S = 2 * WRITE_TIME_TOLERANCE_S
+"""An epoch whose head was written longer than this before a head of another epoch that was found earlier is a copy."""
 REPAIR_TTL_S = 60
 """Time to live of a request for a repair, in seconds."""
 NO_HEAD = (
@@ -112,18 +117,21 @@ class PartitionState(NamedTuple):
 class Follower:
     """Reads one partition of one design, and refreshes its state."""
 
-    def __init__(self, partition: int, prefix: str, reader: DesignReader, clock: Clock) -> None:
+    def __init__(self, partition: int, prefix: str, reader: DesignReader, store: Store, clock: Clock) -> None:
         # The state after the last refresh.
         self.state = PartitionState(partition)
         # The first part of the keys of the partition and design.
         self.prefix = prefix
         # The design's reader, which loads tables.
         self._reader = reader
+        # The store that the partition is read from; here it only tells its clock.
+        self._store = store
         # The reader's own clock, for ages.
         self._clock = clock
         self._looked_at = -math.inf  # time of the last refresh that found the present head
         self._before = -math.inf  # time of the last refresh that found an earlier head of this epoch
         self._found_at = math.inf  # time at which the present head was first found
+        self._written_by = math.inf  # the latest time at which the present head can have been written, as it says
         self._head: Head | None = None  # the present head; None if the last refresh found none
         self._head_cas = 0  # CAS id of the present head
         self._newest: Head | None = None  # the newest head of the present epoch; the present head unless that was lost
@@ -187,10 +195,13 @@ class Follower:
         return self.state
 
     def _went_back(self, head: Head) -> bool:
-        """True if a newer head of the epoch was found before, or if the head differs from one with the same beat."""
+        """True if a newer head was found before, or if the head differs from one with the same epoch and beat."""
         newest = self._newest
         if newest is None or newest.epoch != head.epoch:
-            return (head.term, head.beat) < self._left.get(head.epoch, (0, 0, 0))[1:]
+            if (head.term, head.beat) <= self._left.get(head.epoch, (0, 0, 0))[1:]:
+                return True
+            written_by = latest_write(head.written_ms, self._store, self._clock.monotonic())
+            return written_by < self._written_by - EPOCHS_OVERLAP_S and self._written_by < math.inf
         if (head.term, head.beat) == (newest.term, newest.beat):
             return head is not newest and head != newest
         return (head.term, head.beat) < (newest.term, newest.beat)
@@ -201,6 +212,8 @@ class Follower:
         age_s = head.lease_s - item.ttl_s + 1 if known and item.ttl_s is not None else math.inf
         said_at = looked_at - age_s
         before = self._newest
+        if before is None or (head.epoch, head.term, head.beat) != (before.epoch, before.term, before.beat):
+            self._written_by = latest_write(head.written_ms, self._store, self._clock.monotonic())
         if before is None or before.epoch != head.epoch:
             self._before, self._found_at = -math.inf, self._clock.monotonic()
         elif (head.term, head.beat) != (before.term, before.beat):
@@ -209,7 +222,7 @@ class Follower:
             self._before, self._found_at = self._looked_at, self._clock.monotonic()
         # After a freeze, memcached's clock may for a moment continue from where it stopped.
         behind_s = head.behind_ms / 1000 if head.behind_ms < NEVER_HEARD else math.inf
-        confirmed_at = min(said_at, self._found_at) - behind_s
+        confirmed_at = min(said_at, self._found_at, self._written_by) - behind_s
         if before is not None and before.epoch == head.epoch:
             confirmed_at = max(confirmed_at, self.state.confirmed_at)
         state = self.state
@@ -236,7 +249,8 @@ class Follower:
         if life is not None and age_known and item is not None and item.ttl_s is not None and life.term == head.term:
             ages_ms = np.frombuffer(life.ages_ms[: 4 * size], "<u4")
             # They are written together with a head, so not later than the newest one was found.
-            written_at = min(looked_at - (head.lease_s - item.ttl_s + 1), self._found_at)
+            written_by = latest_write(life.written_ms, self._store, self._clock.monotonic())
+            written_at = min(looked_at - (head.lease_s - item.ttl_s + 1), self._found_at, written_by)
             known = np.where(ages_ms == NEVER_HEARD, -math.inf, written_at - ages_ms / 1000)
             heard_at[: len(known)] = known
         before = self.state.heard_at

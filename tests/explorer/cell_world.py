@@ -141,6 +141,9 @@ class PausingStore:
         words = " ".join(f"{write.put.value} {write.key.split(':', 4)[-1].split(':')[0]}" for write in writes)
         return self._call(words, lambda: self.inner.write(writes))
 
+    def server_time_at(self, moment: float) -> None:
+        """See ``ports.Store``. Times of writing in encoded heads would make equal states at two moments different."""
+
     def close(self) -> None:
         """See ``ports.Store``."""
         self.inner.close()

@@ -30,12 +30,12 @@ from nodestate.model import fold, parse_event
 from nodestate.model.orders import Answer, decode_answer, decode_order, encode
 from nodestate.model.partitioning import bucket_of, partition_of
 from nodestate.ports import ACTIVATION, Put, Write
-from nodestate.scheduling.claims import CLAIMS
+from nodestate.scheduling.claims import CLAIMS, ClaimRecord
 from nodestate.snapshot import format as snapshot
 from nodestate.sql.store import SqlStore
 from nodestate.store import keys
-from nodestate.store.head import EPOCH, HEAD
-from nodestate.store.liveness import LIVENESS
+from nodestate.store.head import EPOCH, HEAD, Head
+from nodestate.store.liveness import LIVENESS, LivenessRecord
 from nodestate.store.round_trips import Stores
 from nodestate.store.wire import pack_records, unpack_block, unpack_record
 from nodestate.testing import ManualClock, MemoryServer, MemoryStore
@@ -59,6 +59,9 @@ def plain(value: Any) -> Any:
             del fields["at"]
         if isinstance(value, Control):  # fields that were added later, likewise
             fields = dict(list(fields.items())[:FIRST_FIELDS_COUNT])
+        if isinstance(value, Head | LivenessRecord | ClaimRecord):  # likewise
+            later = {"refused", "written_ms", "fault", "fault_at"}
+            fields = {name: item for name, item in fields.items() if name not in later or item}
         return list(fields.values()) if value.__struct_config__.array_like else fields
     return value
 

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 from nodestate.ports import Put, Write
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
-from nodestate.scheduling.claims.record import FaultRecord
 from nodestate.scheduling.request import parse
 from nodestate.store import keys
 from tests.fuzz.mutation import mutated_bytes, mutated_item
@@ -18,7 +17,7 @@ HINTS: Final[dict[str, Any]] = {"group_policy": "anti-affinity", "max_per_node":
 CLAIM: Final = Claim("0000", "vm", "other", 1_030.0, {"VCPU": 1}, "g", HINTS, "r", 2, kept=True, owner="me")
 RECORDS: Final = (
     ClaimRecord(900.0, 1, 1, (CLAIM,)),
-    FaultRecord(900.0, 1, 1, (CLAIM, CLAIM), "failed", 990.0),
+    ClaimRecord(900.0, 1, 1, (CLAIM, CLAIM), "failed", 990.0, 990_500),
 )
 VIEW: Final = ChangingPartition(*(host(name, vcpu=8) for name in "ab")).view
 

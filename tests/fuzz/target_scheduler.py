@@ -21,7 +21,6 @@ from nodestate.errors import BadRequestError, BehindError, CorruptItemError, Sta
 from nodestate.model.orders import Build, decode_order
 from nodestate.model.partitioning import bucket_of
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
-from nodestate.scheduling.claims.record import FaultRecord
 from nodestate.scheduling.orders import Booted
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation
@@ -61,7 +60,7 @@ STATE: Final[dict[str, Any]] = {
 }
 EVENT: Final[dict[str, Any]] = {"v": 1, "kind": "report", "incarnation": 7, "reported_at": 1_763_787_600.0}
 CLAIM: Final = Claim("0000", "vm", "other", 1_130.0, {"VCPU": 1}, "web", {"zone": "a"}, ORDER, 2, kept=True, owner="me")
-RECORDS: Final = (ClaimRecord(900.0, 7, 1, (CLAIM,)), FaultRecord(900.0, 7, 1, (CLAIM, CLAIM), "failed", 990.0))
+RECORDS: Final = (ClaimRecord(900.0, 7, 1, (CLAIM,)), ClaimRecord(900.0, 7, 1, (CLAIM, CLAIM), "failed", 990.0))
 PRESENCE: Final[dict[str, Any]] = {"kind": "presence", "incarnation": 2**40, "life": "l", "host": "h"}
 GROUPS: Final = ("affinity", "anti-affinity", "soft-affinity", "soft-anti-affinity")
 ANSWERS: Final = ("", "", "no-room", "status", "here", "not-here", "group", "expired", "failed", "no-agent", "later")

@@ -411,6 +411,10 @@ class _Wire:
         sent_at = self._clock.monotonic() if self.sent_at is None else self.sent_at
         return self.server.write([w._replace(as_of=sent_at) if w.as_of is None else w for w in writes])
 
+    def server_time_at(self, moment: float) -> float | None:
+        """See ``ports.Store``."""
+        return self._store.server_time_at(moment)
+
     def close(self) -> None:
         """See ``ports.Store``."""
 

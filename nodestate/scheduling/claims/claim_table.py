@@ -206,7 +206,7 @@ class ClaimTable:
         missing = [node for node in nodes if not self._cache_item(node, reply.items.get(self._key(node)))]
         if not missing:
             return
-        record = ClaimRecord(self.servers.time(missing[0]))
+        record = ClaimRecord.created_at(self.servers.time(missing[0]))
         created = yield Step([self._creation(node, record, reply.items) for node in missing])
         again = []
         for node, written in zip(missing, created.written, strict=True):
@@ -236,7 +236,7 @@ class ClaimTable:
     def _cache_item(self, node: str, item: Item | None) -> bool:
         """Cache the record of an item. Returns False if it is missing or damaged; the record is then unknown."""
         now = time_or_zero(self.servers.of(node))
-        record = CLAIMS.find(self._key(node), item, now, self.records.distrusted.get(node))
+        record = self.records.decode(node, self._key(node), item, now)
         if item is None or record is None:
             self._forget(node)
             return False
@@ -351,7 +351,7 @@ class ClaimTable:
             if isinstance(record, WriteStatus):
                 outcomes[node] = record
             else:
-                edited[node] = record
+                edited[node] = record.written_at(now)
         values = {node: CLAIMS.pack(record) for node, record in edited.items()}
         max_bytes = server.max_value_bytes  # read once, because each reading checks the connection to the server
         for node in [node for node, value in values.items() if len(value) > max_bytes]:

@@ -31,17 +31,17 @@ Three rules make this sound:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
-from nodestate.errors import CorruptItemError
 from nodestate.model import MAX_CLASSES_COUNT, MAX_COUNTER, MAX_WORD_CHARS, NEVER, Amount, Seconds, Version
 from nodestate.model.group_policy import group_policy_of
 from nodestate.ports import Item
 from nodestate.scheduling.fleet import OutstandingClaims
 from nodestate.store.damage import DAMAGE
+from nodestate.store.head import WrittenMs
 from nodestate.store.wire import Codec
 
 CLOCK_S: Final = 1.0
@@ -108,57 +108,82 @@ class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The generation of ``seen``."""
     claims: Annotated[tuple[Claim, ...], Meta(max_length=MAX_CLAIMS_COUNT)] = ()
     """The claims, in the order in which they were written."""
+    fault: Word = ""
+    """Why the agent did not take an instance the last time that it was gone, failed or did not answer; empty if never.
+    Earlier schedulers ignore this field and the next two.
+    """
+    fault_at: Seconds = 0.0
+    """The time of that fault, in seconds of the server's clock."""
+    written_ms: WrittenMs = 0
+    """The time of this write by the server's clock, later than that of every write of the record before.
+
+    0: an earlier scheduler wrote the record, which does not know the field.
+    """
 
     @property
     def seen(self) -> Version:
         """The oldest version of the node's state with which a scheduler may claim on the node."""
         return Version(self.seen_incarnation, self.seen_generation)
 
+    @classmethod
+    def created_at(cls, now: float) -> ClaimRecord:
+        """Return an empty record that is created at ``now``, in seconds of the server's clock."""
+        return cls(now).written_at(now)
 
-class FaultRecord(ClaimRecord, frozen=True, array_like=True, gc=False):
-    """A claim record of a node whose agent was gone, failed or did not answer. Earlier schedulers ignore its fault."""
+    def written_at(self, now: float) -> ClaimRecord:
+        """Return a copy to write at ``now``, with a time of writing that is later than that of each write before.
 
-    fault: Word = ""
-    """Why the agent did not take an instance the last time that it was gone, failed or did not answer."""
-    fault_at: Seconds = 0.0
-    """The time of that fault, in seconds of the server's clock."""
+        A scheduler of an earlier version writes no time. After its write, one second more is added: the clock of the
+        scheduler that wrote before it may have been ahead by that.
+        """
+        now_ms = max(1, int(now * 1000))
+        written_ms = max(self.written_ms + 1, now_ms) if self.written_ms else now_ms + int(CLOCK_S * 1000)
+        return msgspec.structs.replace(self, written_ms=written_ms)
 
 
-class _ClaimRecordCodec:
-    """Converts claim records to bytes and back. A record without a fault is stored without the fields of a fault."""
+class LastWrite(NamedTuple):
+    """The last write of a node's record that a scheduler knows of."""
+
+    born: float
+    """``ClaimRecord.born``."""
+    written_ms: int
+    """``ClaimRecord.written_ms``."""
+
+    def is_after(self, record: ClaimRecord) -> bool:
+        """True if a record was written before this one. A record without a time of writing may be a later one."""
+        if record.born != self.born:
+            return record.born < self.born - CLOCK_S
+        return 0 < record.written_ms < self.written_ms
+
+
+class _ClaimRecordCodec(Codec[ClaimRecord]):
+    """Converts claim records to bytes and back. Optional fields are not stored while they have their defaults."""
 
     def __init__(self) -> None:
-        self._without_fault = Codec(ClaimRecord)  # encodes records
-        self._with_fault = Codec(FaultRecord)  # encodes records with a fault, and decodes both
+        super().__init__(ClaimRecord, optional=("fault", "fault_at", "written_ms"))
 
-    def pack(self, record: ClaimRecord) -> bytes:
-        """Encode a record as a stored value."""
-        return self._with_fault.pack(record) if isinstance(record, FaultRecord) else self._without_fault.pack(record)
-
-    def unpack(self, raw: bytes) -> ClaimRecord:
-        """Decode a stored value. Raises ``CorruptItemError``."""
-        record = self._with_fault.unpack(raw)
-        if record.fault:
-            return record
-        return ClaimRecord(record.born, record.seen_incarnation, record.seen_generation, record.claims)
-
-    def find(self, key: str, item: Item | None, now: float, distrusted: Version | None = None) -> ClaimRecord | None:
+    def find_sound(
+        self,
+        key: str,
+        item: Item | None,
+        now: float,
+        distrusted: Version | None = None,
+        known: LastWrite | None = None,
+    ) -> ClaimRecord | None:
         """Decode the record of an item. Returns None if there is no item or it is damaged, which is reported.
 
-        A record with a time too far in the future is damaged, too, and so is one with the ``seen`` that is distrusted.
+        A record with a time too far in the future is damaged, too, and so is one with the ``seen`` that is distrusted,
+        or one that is earlier than a record that was read before: another program has stored it again.
 
         Args:
             key: The item's key.
             item: The item.
             now: Seconds of the server's clock; 0 if the server does not answer.
             distrusted: A version that no view shows, although it should; None if there is none.
+            known: The last write of the node's record that was read or made; None if there is none.
         """
-        if item is None:
-            return None
-        try:
-            record = self.unpack(item.value)
-        except CorruptItemError as error:
-            DAMAGE.report(key, str(error))
+        record = self.find(key, item)
+        if record is None:
             return None
         reason = ""
         if record.seen == distrusted:
@@ -167,6 +192,8 @@ class _ClaimRecordCodec:
             reason = f"created {record.born - now:,.0f} s in the future"
         elif now and any(claim.until > now + MAX_LIFETIME_S for claim in record.claims):
             reason = f"a claim that ends later than {MAX_LIFETIME_S:,.0f} s from now"
+        elif known is not None and known.is_after(record):
+            reason = "an earlier record than the one that was read before"
         if reason:
             DAMAGE.report(key, reason)
         return record if not reason else None
@@ -281,19 +308,17 @@ def with_fault(record: ClaimRecord, fault: str, at: float) -> ClaimRecord:
     known = fault_of(record)
     if known is not None and known[1] >= at:
         return record
-    return FaultRecord(record.born, *record.seen, record.claims, fault, at)
+    return msgspec.structs.replace(record, fault=fault, fault_at=at)
 
 
 def fault_of(record: ClaimRecord) -> tuple[str, float] | None:
     """Return the fault in a record, and its time in seconds of the server's clock; None if there is none."""
-    return (record.fault, record.fault_at) if isinstance(record, FaultRecord) else None
+    return (record.fault, record.fault_at) if record.fault else None
 
 
 def _with_claims(record: ClaimRecord, claims: Iterable[Claim], seen: Version) -> ClaimRecord:
     """Return a copy of a record with other claims and another ``seen``."""
-    if isinstance(record, FaultRecord):
-        return FaultRecord(record.born, *seen, tuple(claims), record.fault, record.fault_at)
-    return ClaimRecord(record.born, *seen, tuple(claims))
+    return ClaimRecord(record.born, *seen, tuple(claims), record.fault, record.fault_at, record.written_ms)
 
 
 def claims_by_reservation(records: Mapping[str, ClaimRecord], now: float) -> dict[str, list[tuple[str, Claim]]]:

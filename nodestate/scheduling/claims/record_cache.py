@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from nodestate.model import Version
+from nodestate.ports import Item
 from nodestate.scheduling.claims.claim_servers import ClaimServers, time_or_zero
-from nodestate.scheduling.claims.record import UNSURE_S, ClaimRecord, is_unsure
+from nodestate.scheduling.claims.record import CLAIMS, UNSURE_S, ClaimRecord, LastWrite, is_unsure
 
 
 class CachedRecord(NamedTuple):
@@ -30,10 +31,22 @@ class RecordCache:
         """The known records by node; a node whose record is unknown is missing. Other modules only read it."""
         self.distrusted: dict[str, Version] = {}
         """By node, a ``seen`` that no view shows, although it should. A record with it counts as missing."""
-        self._born: dict[str, float] = {}
-        """The creation time of the last record that was read for each node, also if the record is unknown now."""
+        self.last_writes: dict[str, LastWrite] = {}
+        """The last write of each node's record that was read or made, also if the record is unknown now."""
         self._recently_created: dict[str, float] = {}
         """The creation times, by node, of the records that were unsure when they were read."""
+
+    def decode(self, node: str, key: str, item: Item | None, now: float) -> ClaimRecord | None:
+        """Decode a node's item that was just read. Returns None if it is missing, damaged, distrusted, or earlier than
+        the last known write of the record.
+
+        Args:
+            node: The node.
+            key: The item's key.
+            item: The item; None if it is missing.
+            now: Seconds of the server's clock; 0 if the server does not answer.
+        """
+        return CLAIMS.find_sound(key, item, now, self.distrusted.get(node), self.last_writes.get(node))
 
     def put(self, node: str, record: ClaimRecord, cas: int, now: float) -> bool:
         """Cache a record that was just read or created.
@@ -49,13 +62,14 @@ class RecordCache:
         self.known[node] = CachedRecord(record, cas)
         if is_unsure(record, now):
             self._recently_created[node] = record.born
-        was_lost = self._born.get(node, record.born) != record.born
-        self._born[node] = record.born
-        return was_lost
+        before = self.last_writes.get(node)
+        self.last_writes[node] = LastWrite(record.born, record.written_ms)
+        return before is not None and before.born != record.born
 
     def update(self, node: str, record: ClaimRecord, cas: int) -> None:
         """Cache a record that was just written."""
         self.known[node] = CachedRecord(record, cas)
+        self.last_writes[node] = LastWrite(record.born, record.written_ms)
 
     def distrust(self, node: str) -> None:
         """Let the node's record count as missing, because no view shows its ``seen``."""
