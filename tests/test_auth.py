@@ -423,6 +423,7 @@ def test_an_answer_counts_only_if_it_comes_from_the_node_of_its_order() -> None:
     sender = OrderSender(FixedCourier([forged, honest]), ManualClock(), SystemIds(), 5.0)
     sender.send([build("n1")])
     assert sender.answers(0.0) == [honest]
+    assert sender.foreign_answers == 1
 
 
 # -- files of keys --------------------------------------------------------------------------------

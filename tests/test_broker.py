@@ -1153,3 +1153,21 @@ def test_the_doctor_names_a_dead_letter_queue_that_is_still_classic(
     channel.queue_declare(dead, durable=True, auto_delete=False, arguments=arguments)
     [finding] = says()
     assert dead in finding
+    unbounded = [one.advice for one in examine_broker(config, [2]) if "without a limit" in one.says]
+    assert [f"delete_queue {dead}" in advice for advice in unbounded] == ([True] if arguments is None else [])
+
+
+@pytest.mark.service
+def test_the_doctor_names_a_dead_letter_queue_without_a_limit(rabbit_config: Config, opened: Opened) -> None:
+    """An earlier version declared it. A queue with another limit is bounded."""
+    dead = Topology.of(rabbit_config).dead
+
+    def advice() -> list[str]:
+        return [one.advice for one in examine_broker(rabbit_config, [2]) if "without a limit" in one.says]
+
+    channel = opened(_rabbit_session(rabbit_config)).connection.control
+    assert advice() == []
+    for arguments in ({"x-max-length-bytes": 1_000}, None):
+        channel.queue_delete(dead)
+        channel.queue_declare(dead, durable=True, auto_delete=False, arguments=arguments)
+        assert [f"set_policy --apply-to queues {dead}" in text for text in advice()] == [True] * (arguments is None)

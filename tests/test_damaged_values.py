@@ -13,9 +13,11 @@ from rich.console import Console
 from structlog.testing import capture_logs
 
 from nodestate.cli import view as view_command
+from nodestate.cli.doctor.store_checks import examine_damage
 from nodestate.errors import EpochLostError
 from nodestate.model import NodeRecord
-from nodestate.store.damage import DAMAGE
+from nodestate.store import keys
+from nodestate.store.damage import DAMAGE, DamageLog
 from nodestate.testing import ManualClock, MemoryDatabase, MemoryServer
 from tests.partition_owner import LEASE_S, Owner, Watcher, held, report
 from tests.planted_values import content, item_at, keys_with, plant, replace, sealed, with_field
@@ -372,3 +374,16 @@ def test_the_command_view_shows_all_nodes_if_the_stored_state_of_one_is_damaged(
     view_command._print(run, view, 0, "")  # type: ignore[arg-type]  # only its consoles are used
     assert [line.split()[:2] for line in run.out.file.getvalue().splitlines()[2:4]] == [["a", "up"], ["b", "up"]]
     assert "nodestate resync --node a" in run.err.file.getvalue()
+
+
+def test_the_doctor_names_the_damaged_values_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    damage = DamageLog()
+    monkeypatch.setattr("nodestate.cli.doctor.store_checks.DAMAGE", damage)
+    damage.report(keys.control("cell1"), "it has findings of its own")
+    assert list(examine_damage("cell1")) == []
+    for _ in range(2):
+        damage.report("ns:cell1:claim:n", "no valid claim record")
+    [finding] = examine_damage("cell1")
+    assert finding.level == "WARN"
+    assert finding.says.startswith("1 stored value is damaged")
+    assert "ns:cell1:claim:n: no valid claim record" in finding.says

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodestate.broker.connector import one_off_session
-from nodestate.broker.sessions import FetchedMessage
+from nodestate.broker.sessions import DeadQueueFault, FetchedMessage
 from nodestate.broker.topology import MAX_DETAIL_CHARS, Topology
 from nodestate.config import Config
 from nodestate.text import kind_text
@@ -69,10 +69,10 @@ def missing_exchanges(config: Config) -> list[str]:
     return missing if len(missing) < len(topology.exchanges) else []
 
 
-def is_dead_letter_queue_classic(config: Config) -> bool:
-    """True if the setting ``queue_type`` asks for another type, and the dead-letter queue is classic."""
+def dead_queue_faults(config: Config) -> frozenset[DeadQueueFault]:
+    """The properties of the dead-letter queue that a process of this version would not declare; see the type."""
     with one_off_session(config, "doctor") as session:
-        return session.queues.is_dead_queue_classic(Topology.of(config))
+        return session.queues.dead_queue_faults(Topology.of(config))
 
 
 def check_accepts_messages(config: Config) -> None:

@@ -14,7 +14,7 @@ session is not safe for several threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import structlog
 
@@ -31,6 +31,9 @@ OnDone = Callable[[bool], None]
 """Called once for each published event: True if the broker confirmed the event, False if it was lost or refused."""
 OnBody = Callable[[bytes], None]
 """Called with the body of each message that arrives in a queue of the session's own."""
+DeadQueueFault = Literal["classic", "unbounded"]
+"""``classic``: the setting ``queue_type`` asks for another type. ``unbounded``: the queue was declared without a limit.
+"""
 REFUSED_BODY: Final = b"\xc1"
 """Stands for a body that was too large to keep. No decoder accepts it, as msgpack never uses this byte."""
 
@@ -138,8 +141,8 @@ class QueueAdmin(Protocol):
     def missing_exchanges(self, topology: Topology) -> list[str]:
         """The exchanges of the cell that do not exist; empty if the transport cannot tell."""
 
-    def is_dead_queue_classic(self, topology: Topology) -> bool:
-        """True if the settings ask for queues of another type, and the dead-letter queue, which exists, is classic."""
+    def dead_queue_faults(self, topology: Topology) -> frozenset[DeadQueueFault]:
+        """The properties of the dead-letter queue, which exists, that a process of this version would not declare."""
 
     def layouts(self, topology: Topology) -> list[int]:
         """All layouts of the cell that have queues, also queues that are not bound."""

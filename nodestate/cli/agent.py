@@ -100,7 +100,7 @@ def command(
         counts = {
             **asdict(agent.stats),
             "unsigned_orders": sink.unsigned_orders,
-            "refused_messages": sink.bad_orders,
+            "refused_messages": sink.bad_orders + sink.bad_resyncs,
             "lost_log_lines": lost_log_lines(),
         }
         run.print_json({"source": source, "nodes": len(agent.publishers), **counts})

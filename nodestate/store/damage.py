@@ -20,10 +20,16 @@ class DamageLog:
     def __init__(self) -> None:
         self.count = 0
         """Number of times that a damaged value was read."""
-        self._logged: set[tuple[str, str]] = set()
-        """The keys and reasons that were logged."""
+        self._logged: dict[tuple[str, str], None] = {}
+        """The keys and reasons that were logged, in the order in which they were read."""
         self._lock = threading.Lock()
         """Held while one of the above changes."""
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """By key, why its value is damaged; the last reason, if it was read several times."""
+        with self._lock:
+            return dict(iter(self._logged))
 
     def report(self, key: str, reason: str) -> None:
         """Count a damaged value, and log it unless it was logged before with the same reason."""
@@ -31,7 +37,7 @@ class DamageLog:
             self.count += 1
             if (key, reason) in self._logged or len(self._logged) >= LOGGED_COUNT:
                 return
-            self._logged.add((key, reason))
+            self._logged[key, reason] = None
         import structlog  # noqa: PLC0415  it would take half of the time of `import nodestate`
 
         structlog.get_logger("nodestate.store").warning(

@@ -13,7 +13,7 @@ from amqp import spec
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.frames import decoded_headers
 from nodestate.broker.rabbitmq.messages import PERSISTENT, send_marker
-from nodestate.broker.sessions import FetchedMessage, OnBody, QueueCounts, accepted_body
+from nodestate.broker.sessions import DeadQueueFault, FetchedMessage, OnBody, QueueCounts, accepted_body
 from nodestate.broker.topology import DEAD_KEY, Topology
 from nodestate.errors import ConfigError
 from nodestate.model.partitioning import BUCKETS_COUNT
@@ -107,18 +107,24 @@ class RabbitQueues:
         """See ``QueueAdmin``."""
         return [exchange for exchange, _ in topology.exchanges if not self._exists(exchange)]
 
-    def is_dead_queue_classic(self, topology: Topology) -> bool:
-        """See ``QueueAdmin``. AMQP does not tell a queue's type, but refuses to declare the queue with another one."""
-        if topology.queue_type == "classic":
-            return False
-        # The broker names one argument that differs. The queue may have our bound, or none if it is old.
-        for arguments in (topology.dead_queue_arguments, {"x-queue-type": topology.queue_type}):
+    def dead_queue_faults(self, topology: Topology) -> frozenset[DeadQueueFault]:
+        """See ``QueueAdmin``. AMQP does not tell a queue's arguments, but refuses to declare it with other ones.
+
+        The broker names one argument that differs, so the arguments are tried in parts.
+        """
+        faults: set[DeadQueueFault] = set()
+        every = topology.dead_queue_arguments
+        for arguments in (every, *({name: value} for name, value in every.items() if len(every) > 1)):
             try:
                 self._channel.queue_declare(topology.dead, durable=True, auto_delete=False, arguments=arguments)
             except amqp.PreconditionFailed as error:
-                if "x-queue-type" in error.reply_text:
-                    return True
-        return False
+                if "x-max-length-bytes" in error.reply_text and "current is none" in error.reply_text:
+                    faults.add("unbounded")
+                if "x-queue-type" in error.reply_text and topology.queue_type != "classic":
+                    faults.add("classic")
+            else:
+                break
+        return frozenset(faults)
 
     def layouts(self, topology: Topology) -> list[int]:
         """See ``QueueAdmin``. AMQP lists no queues, so this asks for the first queue of every possible layout.

@@ -7,7 +7,7 @@ from typing import Any
 
 import kombu
 
-from nodestate.broker.sessions import FetchedMessage, OnBody, QueueCounts, accepted_body
+from nodestate.broker.sessions import DeadQueueFault, FetchedMessage, OnBody, QueueCounts, accepted_body
 from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, Topology
 from nodestate.broker.virtual.connection import VirtualConnection
 from nodestate.broker.virtual.memory import MEMORY_LOCK
@@ -58,10 +58,10 @@ class VirtualQueues:
         del topology
         return []
 
-    def is_dead_queue_classic(self, topology: Topology) -> bool:
-        """See ``QueueAdmin``. Always False, as these transports have one type of queue."""
+    def dead_queue_faults(self, topology: Topology) -> frozenset[DeadQueueFault]:
+        """See ``QueueAdmin``. Always empty, as queues of these transports have no properties."""
         del topology
-        return False
+        return frozenset()
 
     def layouts(self, topology: Topology) -> list[int]:
         """See ``QueueAdmin``. These transports know the bindings of an exchange, and no queue is unbound."""

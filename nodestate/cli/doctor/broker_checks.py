@@ -12,13 +12,13 @@ from nodestate.broker import (
     QueueDepth,
     check_accepts_messages,
     connect_check,
-    is_dead_letter_queue_classic,
+    dead_queue_faults,
     layouts_with_queues,
     missing_exchanges,
     queue_depths,
     read_dead_letters,
 )
-from nodestate.broker.topology import REBIND_S, REDECLARE_S
+from nodestate.broker.topology import DEAD_QUEUE_MAX_BYTES, REBIND_S, REDECLARE_S
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text
 from nodestate.config import Config
 from nodestate.designs.control import Control
@@ -61,15 +61,8 @@ def examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
         findings += _examine_queues(config, about, queues, fails_over=facts.fails_over)
     dead = depths[layouts[0]][-1]
     findings.append(_examine_dead_letters(config, dead))
-    if not dead.missing and is_dead_letter_queue_classic(config):
-        says = (
-            f"{dead.queue} is a classic queue, so it is lost with its machine, while queue_type is {config.queue_type}"
-        )
-        advice = (
-            f"an earlier version declared it. Read its letters, then run 'rabbitmqctl delete_queue {dead.queue}': it "
-            "is declared again with the right type"
-        )
-        findings.append(Finding(WARN, "dead letters", says, advice))
+    if not dead.missing:
+        findings += _examine_dead_queue(config, dead.queue)
     return findings
 
 
@@ -144,6 +137,22 @@ def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *,
     if fails_over and counts and min(counts) == 1:
         says = f"{counts.count(1)} of {all_queues} with only one consumer, and no other takes over if it dies"
         yield Finding(WARN, about, says, f"start another member of 'nodestate consume', or {wait}")
+
+
+def _examine_dead_queue(config: Config, queue: str) -> Iterator[Finding]:
+    faults = dead_queue_faults(config)
+    again = f"an earlier version declared it. Read its letters, then run 'rabbitmqctl delete_queue {queue}': it is "
+    if "classic" in faults:
+        says = f"{queue} is a classic queue, so it is lost with its machine, while queue_type is {config.queue_type}"
+        yield Finding(WARN, "dead letters", says, f"{again}declared again with the right type")
+    if "unbounded" in faults:
+        says = f"{queue} was declared without a limit, so refused messages can fill the broker's disk"
+        pattern, limit = queue.replace(".", "[.]"), f'{{"max-length-bytes":{DEAD_QUEUE_MAX_BYTES}}}'
+        advice = (
+            f"{again}declared again with a limit. To keep it, run 'rabbitmqctl set_policy --apply-to queues {queue} "
+            f'"^{pattern}$" {limit!r}\'; no client sees policies, so this line stays'
+        )
+        yield Finding(WARN, "dead letters", says, advice)
 
 
 def _examine_dead_letters(config: Config, depth: QueueDepth) -> Finding:

@@ -16,7 +16,7 @@ from nodestate.cli.doctor.broker_checks import examine_broker, examine_unnamed_l
 from nodestate.cli.doctor.design_checks import examine_copies, examine_design, examine_record
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.cli.doctor.signature_checks import examine_signatures, examine_tags
-from nodestate.cli.doctor.store_checks import examine_database, examine_store
+from nodestate.cli.doctor.store_checks import examine_damage, examine_database, examine_store
 from nodestate.cli.doctor.value_checks import examine_values
 from nodestate.cli.inspection import CellInspector, read_control, read_copies, selected_designs
 from nodestate.config import Config, servers_of
@@ -107,6 +107,7 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
         yield from _findings_or_error("signatures", lambda: examine_signatures(config, view))
         yield from _findings_or_error("tags", lambda: examine_tags(config, view))
         yield from examine_values(config, values, [one.name for one in view.nodes.records()])
+        yield from examine_damage(config.cell)
     finally:
         inspector.close()
 

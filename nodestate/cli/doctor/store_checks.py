@@ -12,6 +12,7 @@ from nodestate.designs.connections import open_database
 from nodestate.model import MAX_STATE_BYTES
 from nodestate.ports import Put, Store, Write, WriteStatus
 from nodestate.store import keys
+from nodestate.store.damage import DAMAGE
 from nodestate.store.memcached import ServerStats, open_server
 from nodestate.text import count_text
 
@@ -93,6 +94,20 @@ def examine_database(config: Config) -> list[Finding]:
     finally:
         database.close()
     return [Finding(OK, f"store {database.name}", "accepts writes")]
+
+
+def examine_damage(cell: str) -> Iterator[Finding]:
+    """Name the damaged values that this process has read. The control record has findings of its own."""
+    reasons = {key: reason for key, reason in DAMAGE.reasons.items() if key != keys.control(cell)}
+    if reasons:
+        key, reason = next(iter(reasons.items()))
+        count = count_text(len(reasons), "stored value is", "stored values are")
+        advice = (
+            "consumers write them again within seconds: run this command again. If values are damaged again and again, "
+            "a faulty or hostile program writes into the store: limit who can reach it"
+        )
+        says = f"{count} damaged, and counted as missing, for example {key}: {reason}"
+        yield Finding(WARN, "stored values", says, advice)
 
 
 def write_probe(store: Store, cell: str) -> bool:

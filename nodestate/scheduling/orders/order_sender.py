@@ -45,6 +45,7 @@ class OrderSender:
     ) -> None:
         self.clocks = AgentClocks()  # how far the agents' clocks are ahead of this machine's
         self._nodes: dict[str, str] = {}  # by id of an order that asks for an answer, its node; the oldest first
+        self.foreign_answers = 0  # answers that were dropped because another node gave them
         self._courier = courier  # the connection to the broker
         self._clock = clock  # the time for deadlines
         self._ids = ids  # the source of message ids
@@ -108,6 +109,7 @@ class OrderSender:
         """
         received = self._courier.answers(timeout_s)
         answers = [answer for answer in received if self._nodes.get(answer.id, answer.node) == answer.node]
+        self.foreign_answers += len(received) - len(answers)
         self.clocks.on_answers(answers, self._clock.time())
         return answers
 
