@@ -55,6 +55,28 @@ def test_event_with_a_field_of_a_later_version_is_taken(kind: str) -> None:
     assert event(kind, 2, **content, **LATER) == event(kind, 2, **content)
 
 
+def test_a_huge_whole_float_in_a_field_of_a_later_version_is_kept() -> None:
+    """Regression: msgpack cannot encode its integer, and the error ended every consumer of the partition."""
+    inventory = {"VCPU": {"total": 8.0, "later": 1e300, "least": -1e300}}
+    kept = {"VCPU": {"total": 8, "later": 1e300, "least": -1e300}}
+    assert folded(report({"inventory": inventory})).state() == {"inventory": kept}
+    assert folded(report({}), event("change", 2, patch={"inventory": inventory})).state() == {"inventory": kept}
+    assert "usage of VCPU is 1e+300" in refusal({"usage": {"VCPU": 1e300}})
+
+
+@pytest.mark.parametrize("error", [OverflowError, TypeError, KeyError, RecursionError])
+def test_an_error_that_no_check_foresees_refuses_the_event(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """A consumer that ends at a message ends again after each restart."""
+
+    def fail(_body: object) -> None:
+        raise error("unforeseen")
+
+    monkeypatch.setattr("nodestate.model.event_fold.normalize_state", fail)
+    assert "unforeseen" in refusal({})
+
+
 def test_fields_of_a_later_version_are_kept_in_the_state() -> None:
     """The owner of the field reads it back from a view, whichever version the consumer has."""
     state = {

@@ -93,8 +93,10 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
         return _gap(record, event)
     except BadEventError as error:
         raise error.naming(event.node) from None
-    except (msgspec.DecodeError, RecursionError, ValueError, IndexError) as error:
-        # All parts of an event are checked, so these are errors of the record.
+    except (msgspec.DecodeError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        if record is None or not record.live:  # there is no state, so this is an error of the event
+            raise BadEventError("undecodable", f"{event.node}: {str(error)!a}") from None
+        # All parts of an event are checked, so this is an error of the record.
         raise CorruptItemError(f"the stored state of node {event.node} is damaged: {str(error)!a}") from None
 
 

@@ -164,10 +164,13 @@ def _drop_nulls(fields: dict[str, Any]) -> None:
 
 
 def _make_whole(amounts: Any, except_for: str = "") -> None:
-    """Replace each whole float in a map by its integer; ``except_for`` names a field that is a float."""
+    """Replace each whole float in a map by its integer; ``except_for`` names a field that is a float.
+
+    Larger floats than any amount stay: msgpack cannot encode their integers.
+    """
     if isinstance(amounts, dict):
         for name, amount in amounts.items():
-            if type(amount) is float and amount.is_integer() and name != except_for:
+            if type(amount) is float and amount.is_integer() and abs(amount) <= MAX_AMOUNT and name != except_for:
                 amounts[name] = int(amount)
 
 

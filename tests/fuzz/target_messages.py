@@ -76,7 +76,9 @@ def _message(data: Random) -> bytes:
         return ACTIVATION + data.choice((b"owner 1e300", b"1e300 " + data.randbytes(32), b"nan", data.randbytes(8)))
     if kind == 3:
         return data.choice((QUEUE_BEGAN, ACTIVATION, mutated_bytes(data, WATERMARKS.message(0, 12.5)) + b"x"))
-    event = mutated(data, data.choice(EVENTS))
+    event = data.choice(EVENTS)
+    inside = next((name for name in ("state", "patch") if name in event), "")
+    event = {**event, inside: mutated(data, event[inside])} if inside and kind < 8 else mutated(data, event)
     if isinstance(event, dict) and data.random() < 0.2:
         event = {**event, data.choice(TEXTS): odd_value(data)}
     return bytes(msgpack.packb(event))
