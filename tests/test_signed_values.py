@@ -151,8 +151,8 @@ def test_values_are_counted_by_their_signatures() -> None:
     values = [VALUE, VALUE, FORGED, signed(names[3]), *(signed(name, cell_keys=BOTH) for name in names[4:])]
     auth.checked({name: Item(value, 1, None) for name, value in zip(names, values, strict=True)})
     counts = auth.counts
-    assert (counts.signed, counts.outdated, counts.unsigned, counts.refused) == (4, 1, 2, 1)
-    assert counts.examples == {"unsigned": names[0], "bad-signature": names[2], "outdated": names[3]}
+    assert (counts.signed, counts.lacking, counts.unsigned, counts.refused) == (4, 1, 2, 1)
+    assert counts.examples == {"unsigned": names[0], "bad-signature": names[2], "lacking": names[3]}
     assert auth.key_ids == [one.id for one in BOTH.secrets]
 
 
@@ -231,8 +231,8 @@ class SignedCell(OnePartitionCell):
             view = self.reader(design).read(max_age=5, on_stale="flag")
             assert (view.incomplete, set(view.nodes)) == (frozenset(), {"n", "quiet"})
         self.mode = mode
-        forms = {"unsigned": counts.unsigned, "outdated": counts.outdated, "refused": counts.refused}
-        forms["signed"] = counts.signed - counts.outdated
+        forms = {"unsigned": counts.unsigned, "lacking a code": counts.lacking, "refused": counts.refused}
+        forms["signed"] = counts.signed - counts.lacking
         return ", ".join(form for form, count in forms.items() if count)
 
 
@@ -272,9 +272,9 @@ def test_a_cell_changes_its_secret_without_a_refused_value() -> None:
     """The values have the codes of both secrets before the old one is revoked."""
     cell = running_cell("require")
     begun = cell.consumer.stats.epochs_begun
-    for cell_keys in (BOTH, NEWER):
+    for cell_keys, form in ((BOTH, "lacking a code"), (NEWER, "signed")):
         cell.ring.change(cell_keys)
-        assert cell.form() == "outdated"
+        assert cell.form() == form
         cell.step(8)
         assert cell.counts.refused == 0
         assert cell.form() == "signed"

@@ -52,8 +52,8 @@ HEADERS_COUNT: Final = 2
 """Most headers of a value: as many secrets may be in force."""
 LOGGED_COUNT: Final = 1_000
 """Unsigned values that one process logs at most, in mode ``warn``."""
-OUTDATED: Final = "outdated"
-"""Stands in ``ValueCounts.examples`` for a valid value without the code of each secret in force."""
+LACKING: Final = "lacking"
+"""Stands in ``ValueCounts.examples`` for a valid value that lacks the code of a secret in force."""
 
 
 class ValueCounts:
@@ -62,28 +62,28 @@ class ValueCounts:
     def __init__(self) -> None:
         self.signed = 0
         """Number of values with a valid signature."""
-        self.outdated = 0
-        """Number of these without the code of each secret in force."""
+        self.lacking = 0
+        """Number of these that lack the code of a secret in force. They are refused once the other one is revoked."""
         self.unsigned = 0
         """Number of values that were taken without a valid signature."""
         self.refused = 0
         """Number of values that were refused: unsigned, or wrongly signed."""
         self.examples: dict[str, str] = {}
-        """By reason (``unsigned``, ``bad-signature`` or ``outdated``), the key of the first such value."""
+        """By reason (``unsigned``, ``bad-signature`` or ``lacking``), the key of the first such value."""
         self._lock = threading.Lock()
         """Held while one of the above changes."""
 
     def add_signed(self, count: int) -> None:
-        """Count values that have the codes of the secrets in force."""
+        """Count values that have the codes of all secrets in force."""
         with self._lock:
             self.signed += count
 
-    def add_outdated(self, key: str) -> None:
-        """Count a value with a valid signature, but with other headers."""
+    def add_lacking(self, key: str) -> None:
+        """Count a value with a valid signature that lacks a code."""
         with self._lock:
             self.signed += 1
-            self.outdated += 1
-            self.examples.setdefault(OUTDATED, key)
+            self.lacking += 1
+            self.examples.setdefault(LACKING, key)
 
     def add_unsigned(self, key: str, count: int = 1) -> None:
         """Count values that were taken without a valid signature. ``key``: the key of one of them."""
@@ -186,21 +186,24 @@ class ValueAuth:
         headers, content = _split(item.value)
         if not headers:
             return self._without_signature(key, item)
-        covered = item.value
-        for header in headers:
-            covered = covered[HEADER_BYTES:]
-            base = self._bases.get(header[:MARK_BYTES])
-            if base is not None and hmac.compare_digest(_code(base, key, covered), header[MARK_BYTES:]):
-                break
-        else:
+        valid = self._valid_marks(key, headers, item.value)
+        if not valid:
             return self._refused(key, item, BAD_SIGNATURE)
-        # A valid first code covers the other headers.
-        outdated = header is not headers[0] or tuple(one[:MARK_BYTES] for one in headers) != self._marks
-        if outdated:
-            self.counts.add_outdated(key)
-        else:
+        if valid.issuperset(self._marks):
             self.counts.add_signed(1)
-        return Item(content, item.cas, item.ttl_s, outdated)
+        else:
+            self.counts.add_lacking(key)
+        marks = tuple(header[:MARK_BYTES] for header in headers)
+        return Item(content, item.cas, item.ttl_s, outdated=marks != self._marks or not valid.issuperset(marks))
+
+    def _valid_marks(self, key: str, headers: Sequence[bytes], value: bytes) -> frozenset[bytes]:
+        """Return the marks of the headers from the first valid code on, which covers the headers after it."""
+        for at, header in enumerate(headers):
+            value = value[HEADER_BYTES:]
+            base = self._bases.get(header[:MARK_BYTES])
+            if base is not None and hmac.compare_digest(_code(base, key, value), header[MARK_BYTES:]):
+                return frozenset(one[:MARK_BYTES] for one in headers[at:])
+        return frozenset()
 
     def _without_signature(self, key: str, item: Item) -> Item:
         if self._mode == "require":

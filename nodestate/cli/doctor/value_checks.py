@@ -16,7 +16,7 @@ from nodestate.errors import StoreError
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import ClaimStore, SystemClock
 from nodestate.store import keys
-from nodestate.store.signed_values import OUTDATED, ValueAuth
+from nodestate.store.signed_values import LACKING, ValueAuth
 from nodestate.store.wire import BAD_SIGNATURE, UNSIGNED
 from nodestate.text import count_text
 
@@ -69,10 +69,10 @@ def _findings(values: ValueAuth) -> Iterator[Finding]:
         says = f"{counts.unsigned:,} of {all_values} are unsigned, for example {counts.examples[UNSIGNED]}"
         advice = f"set auth_store and keys_file for all consumers and schedulers, and restart them: {again}"
         yield Finding(WARN, ABOUT, says, advice)
-    if counts.outdated:
-        says = f"{counts.outdated:,} of {all_values} lack the code of a secret, for example {counts.examples[OUTDATED]}"
+    if counts.lacking:
+        says = f"{counts.lacking:,} of {all_values} lack the code of a secret, for example {counts.examples[LACKING]}"
         advice = f"{again}. Revoke no secret before this line is gone"
         yield Finding(WARN, ABOUT, says, advice)
-    if not counts.refused and not counts.unsigned and not counts.outdated:
+    if not counts.refused and not counts.unsigned and not counts.lacking:
         says = f"all {all_values} are signed, with keys of {' and '.join(values.key_ids)}"
         yield Finding(OK, ABOUT, says if counts.signed else "none is stored")
