@@ -670,7 +670,8 @@ def test_a_partition_full_of_refused_messages_stops_alone(two_designs: Simulated
     assert world.clock.monotonic() - by_number[0].confirmed_at > 25
     assert len(waiting(world, 0)) >= 30
     store = MemoryStore(world.servers[0])
-    statuses = [head_status(run_one(store, read_head(keys.prefix(CELL, 2, p, "s"), None))) for p in (0, 1)]
+    found = [run_one(store, read_head(keys.prefix(CELL, 2, p, "s"), None)) for p in (0, 1)]
+    statuses = [head_status(one, store, world.clock.monotonic()) for one in found]
     design = DesignStatus("snapshot", view, 0.0, statuses)
     [finding] = [one for one in examine_design(world.config, design) if "refused" in one.says]
     assert finding.says.startswith("20 refused messages wait, for example in partition 0: ")

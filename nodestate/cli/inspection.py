@@ -16,9 +16,10 @@ from nodestate.designs.control_store import ControlStore, Copy, newest
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign, display_names, parse_stored_design
 from nodestate.errors import NodestateError
-from nodestate.ports import Item, SystemClock
+from nodestate.ports import Item, Store, SystemClock
 from nodestate.store import keys
 from nodestate.store.head import NEVER_HEARD, Head, read_head
+from nodestate.store.liveness import latest_write
 from nodestate.store.round_trips import run
 from nodestate.store.signed_values import ValueAuth
 from nodestate.view.view import View
@@ -42,7 +43,7 @@ class HeadStatus(NamedTuple):
     complete: bool
     """True if the owner knows all nodes of the partition."""
     age_s: float
-    """Seconds since the owner's last renewal, in whole seconds of the store's clock; infinite if that is not known."""
+    """Seconds since the owner's last renewal, by the store's clock; infinite if that is not known."""
     refused: int
     """How many refused messages the owner holds, because the dead-letter queue has not taken them."""
 
@@ -160,16 +161,21 @@ class CellInspector:
             for p in numbers
         }
         found = run(work)
-        return [head_status(found[number]) for number in numbers]
+        now = time.monotonic()
+        return [head_status(found[number], work[number][0], now) for number in numbers]
 
 
-def head_status(found: tuple[Head, Item] | NodestateError | None) -> HeadStatus | str:
-    """Return the status of a head as read from the store, or why there is none."""
+def head_status(found: tuple[Head, Item] | NodestateError | None, store: Store, now: float) -> HeadStatus | str:
+    """Return the status of a head that was just read from a store, or why there is none.
+
+    ``now``: the present, in monotonic seconds.
+    """
     if found is None:
         return NOTHING_STORED
     if isinstance(found, NodestateError):
         return str(found)
     head, item = found
     age_s = math.inf if item.ttl_s is None else float(head.lease_s - item.ttl_s)
+    age_s = max(age_s, now - latest_write(head.written_ms, store, now))
     behind_s = head.behind_ms / 1000 if head.behind_ms < NEVER_HEARD else math.inf
     return HeadStatus(head.epoch, head.term, head.owner, head.next, behind_s, head.vouched, age_s, head.refused)

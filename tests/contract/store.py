@@ -406,6 +406,20 @@ class ClaimStoreContract:
         passed_s = store.server_time() - before
         assert 0.3 - CLOCK_S < passed_s < max(0.3, time.monotonic() - began) + CLOCK_S
 
+    def test_clock_at_a_moment_is_at_most_a_second_behind(self, server: Server, store: ClaimStore) -> None:
+        """Times of writing are times of this clock (``Head.written_ms``)."""
+        store.fetch(["a"])
+        other = claim_store(server)
+        other.fetch(["a"])
+        moment = time.monotonic()
+        times = [one.server_time_at(moment) for one in (store, other)]
+        now = other.server_time()
+        assert all(one is not None and -CLOCK_S <= now - one <= time.monotonic() - moment + CLOCK_S for one in times)
+        earlier = store.server_time_at(moment - 5.0)
+        assert earlier is not None
+        assert store.server_time_at(moment) == pytest.approx(earlier + 5.0)
+        other.close()
+
     def test_clock_of_a_server_that_does_not_answer_is_unknown(self, server: Server) -> None:
         """A deadline by another clock would mean nothing."""
         server.stop()
@@ -461,6 +475,10 @@ class DatabaseContract(StoreContract):
     @pytest.fixture
     def server(self) -> DatabaseServer:
         raise NotImplementedError  # a subclass's; here so that the tests below have its type
+
+    def test_no_value_is_dated_by_a_clock_that_an_operator_may_set(self, store: Store) -> None:
+        store.fetch(["a"])
+        assert store.server_time_at(time.monotonic()) is None
 
     def test_everything_survives_a_restart(self, server: DatabaseServer, store: Store) -> None:
         """An item from before the restart can be replaced after it by its id."""

@@ -11,6 +11,7 @@ from nodestate.scheduling.claims.record import REASSERT_S, is_unsure
 from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import parse
 from nodestate.store import keys
+from nodestate.testing import ManualClock
 from tests.planted_values import content, item_at, replace, sealed
 from tests.scheduling.cells import VCPU, boot, cell_of, freeze_view, wanted
 from tests.scheduling.claim_tables import CELL, CLAIM_TTL_S
@@ -76,6 +77,28 @@ def test_no_copy_of_a_record_that_a_scheduler_has_read_hides_a_claim_from_it() -
         other.claim_table.read_records(["a"])
         assert not other.claim_table.records.known["a"].record.claims
         assert is_unsure(parties.record("a"), parties.clock.monotonic())
+
+
+def test_schedulers_agree_on_a_record_after_the_server_restarted_with_its_clock_set_back() -> None:
+    """Each of them makes one record at most, as all records are earlier than the last one that it knew."""
+    parties = begun("one", "other")
+    one, other = parties.parties
+    parties.evict("a")
+    parties.clock.advance(100.0)
+    one.claim_table.read_records(["a"])
+    held = one.take("a", 2)
+    assert isinstance(held, Claim)
+    other.claim_table.read_records(["a"])
+    created = sum(party.claim_table.stats.created for party in (one, other))
+    server = parties.server_of("a")
+    server.restart()
+    server.clock = ManualClock()
+    for party in (other, one, other, one):
+        party.claim_table.read_records(["a"])
+        party.claim_table.flush()
+    other.claim_table.read_records(["a"])
+    assert (parties.ids("a"), other.free("a")) == ([held.id], 6)
+    assert sum(party.claim_table.stats.created for party in (one, other)) <= created + 2
 
 
 def test_a_claim_that_an_earlier_record_brings_back_expires_at_its_first_deadline() -> None:
