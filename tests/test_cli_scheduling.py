@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from harness.servers import RabbitServer
 from harness.waiting import wait_until
 from nodestate.agent.sources.static_fleet import StaticFleet
+from nodestate.auth import TAG
 from nodestate.cli import main
 from nodestate.cli.embedded_cell import EmbeddedCell
 from nodestate.cli.logs import set_up_logs
@@ -24,6 +25,7 @@ from nodestate.designs.reader import Reader
 from nodestate.ports import Put, SystemClock, Write
 from nodestate.scheduling.claims import CLAIMS, ClaimRecord
 from nodestate.store import keys
+from tests.cell_keys import new_cell_keys, written
 from tests.conftest import MemcachedFactory
 
 pytestmark = [pytest.mark.service]
@@ -42,6 +44,7 @@ PLACES = (
     "dead",
     "silent",
     "end",
+    "retag",
 )
 STATE: Mapping[str, Any] = {
     "inventory": {"VCPU": {"total": 8}, "MEMORY_MB": {"total": 8_000}},
@@ -311,6 +314,21 @@ class TestMigrations:
         assert site.ask("migrate", "v-moved", "--to", before)["instances"][0]["node"] == before
         assert "no node reports v-none" in site.run("migrate", "v-none", code=1).stderr
         assert site.run("migrate", "v-moved", "--to", "nowhere", code=1).stderr.startswith("nodestate: to: ")
+
+    def test_retag_adopts_instances_of_a_cell_that_had_no_secrets(
+        self, site: ThreadedCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        node = site.boot("t-1", "retag")
+        assert "no tags can be made" in site.run("retag", code=2).stderr
+        monkeypatch.setitem(site.env, "NODESTATE_AUTH_ORDERS", "accept")
+        keys_file = written(tmp_path, "cell.keys", new_cell_keys(site.config.cell))
+        monkeypatch.setitem(site.env, "NODESTATE_KEYS_FILE", keys_file)
+        left = site.ask("retag", node, code=1)["left"]
+        assert [(one["node"], one["instance"]) for one in left] == [(node, "t-1")]
+        assert "t-1 on " in site.run("retag", node, code=1).stdout
+        assert site.ask("retag", node, "--adopt") == {"retagged": 1, "current": 0, "left": []}
+        assert TAG in site.on(node)["t-1"]["hints"]
+        assert "no node nowhere is known" in site.run("retag", "nowhere", code=1).stderr
 
     def test_evacuate_moves_all_instances_off_a_node(self, site: ThreadedCell) -> None:
         for n in (1, 2, 3):

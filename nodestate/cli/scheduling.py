@@ -284,7 +284,10 @@ def _is_shown(scheduler: Scheduler, outcome: Booted) -> bool:
 
 
 def _superseded_nodes(scheduler: Scheduler, outcome: Booted) -> list[str]:
-    """Return other nodes that still report the instance and can be asked to end it; none if it was moved again."""
+    """Return other nodes that still report the instance and can be asked to end it; none if it was moved again.
+
+    A node whose report is not believed is left out: the allocation there stays.
+    """
     fleet = scheduler.fleet
     row_now = fleet.authoritative_row(outcome.instance)
     if row_now is None or fleet.names[row_now] != outcome.node or not fleet.is_responsive(row_now):
@@ -292,7 +295,7 @@ def _superseded_nodes(scheduler: Scheduler, outcome: Booted) -> list[str]:
     return [
         fleet.names[row]
         for row in fleet.instances.reporting_rows(outcome.instance)
-        if row != row_now and fleet.usable[row]
+        if row != row_now and fleet.usable[row] and fleet.reports.is_believed(row, outcome.instance)
     ]
 
 

@@ -149,6 +149,9 @@ class Migrations:
         failed: list[BootOutcome] = []
         elsewhere: list[Booted] = []
         for instance, allocation in fleet.reports.allocations(row).items():
+            if not fleet.reports.is_believed(row, instance):
+                failed.append(Failed(instance, NoHostFound(reason=self._unbelieved_text(instance, row))))
+                continue
             authoritative = fleet.authoritative_row(instance)
             if authoritative not in (row, None):
                 if fleet.is_responsive(authoritative):
@@ -159,9 +162,6 @@ class Migrations:
                         f"the one on {node} stays"
                     )
                     failed.append(Failed(instance, NoHostFound(reason=reason)))
-                continue
-            if not fleet.reports.is_believed(row, instance):
-                failed.append(Failed(instance, NoHostFound(reason=self._unbelieved_text(instance, row))))
                 continue
             try:
                 residents.append(self._resident(instance, row, allocation))

@@ -134,15 +134,10 @@ class TagRenewals:
         """Return why an allocation without a valid tag gets none; empty if it gets one."""
         if not adopt:
             return "it has no valid tag; adopt it with --adopt if the instance is on this node"
-        fleet = self._session.fleet
-        for other in fleet.instances.reporting_rows(instance):
-            name = fleet.names[other]
-            if other == row:
-                continue
-            if self._tags.valid_ids(name, instance, fleet.reports.reported(other).get(instance, {})):
-                return f"the same instance is on {name}, with a valid tag"
-            if not nodes or name in nodes:
-                return f"the same instance is on {name}; name only the node on which the instance is"
+        names, rows = self._session.fleet.names, self._session.fleet.instances.reporting_rows(instance)
+        others = [names[other] for other in rows if other != row and (not nodes or names[other] in nodes)]
+        if others:
+            return f"the same instance is on {others[0]}; name only the node on which the instance is"
         return ""
 
     def _send(self, renewals: list[_Renewal], timeout_s: float) -> tuple[int, list[LeftAllocation]]:

@@ -5,8 +5,11 @@ See ``scheduling_cell`` for the simulated cell, and docs/concepts/consistency.md
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -16,6 +19,7 @@ from nodestate.scheduling.orders.boot import Boot, Booted
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.reservations import Confirmed
+from tests.cell_keys import new_cell_keys, written
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell, allowed_errors
 
 NODES = [f"node-{number}" for number in range(4)]
@@ -61,11 +65,15 @@ class SchedulingMachine(RuleBasedStateMachine):
 
     @initialize(seed=numbers, servers=st.integers(1, 2), schedulers=st.integers(1, 3))
     def begin(self, seed: int, servers: int, schedulers: int) -> None:
-        self.cell = SchedulingCell(dict.fromkeys(NODES, STATE), seed=seed, servers=servers)
+        self.cell = SchedulingCell(dict.fromkeys(NODES, STATE), seed=seed, servers=servers, **self.more_settings())
         self.cell.wait_until_complete()
         for number in range(schedulers):
             self.cell.start_scheduler(f"s{number}").scheduler.refresh()
         self.cell.run_for(12.0)  # no claim record is unsure any longer
+
+    def more_settings(self) -> dict[str, Any]:
+        """Settings of the cell that another machine adds."""
+        return {}
 
     def process(self, number: int) -> SchedulerProcess:
         return self.cell.processes[number % len(self.cell.processes)]
@@ -297,3 +305,24 @@ class SchedulingMachine(RuleBasedStateMachine):
 
 TestScheduling = SchedulingMachine.TestCase
 TestScheduling.settings = settings(max_examples=30, stateful_step_count=30)
+
+
+class TaggedSchedulingMachine(SchedulingMachine):
+    """The same in a cell that requires tags: each honest allocation must be believed, whatever happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory()
+
+    def more_settings(self) -> dict[str, Any]:
+        return {"auth_orders": "require", "keys_file": written(Path(self._folder.name), "cell.keys", new_cell_keys())}
+
+    def teardown(self) -> None:
+        super().teardown()
+        untagged = [process.scheduler.fleet.reports.tags.untagged for process in self.cell.processes]
+        assert not any(untagged), "an allocation of a scheduler was not believed"
+        self._folder.cleanup()
+
+
+TestTaggedScheduling = pytest.mark.thorough(TaggedSchedulingMachine.TestCase)
+TestTaggedScheduling.settings = settings(max_examples=30, stateful_step_count=30)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 from msgspec import UNSET
 
 from nodestate.auth import AllocationTags, MessageAuth
@@ -169,11 +170,13 @@ def examine_tags(config: Config, view: View) -> list[Finding]:
     by_ids: Counter[tuple[str, ...]] = Counter()
     for record in view.nodes.records():
         try:
-            allocations = record.state().get("allocations", {}) if record.live else {}
-        except CorruptItemError:
+            state = record.state() if record.live else {}
+            allocations = msgspec.convert(state.get("allocations", {}), dict[str, dict[str, Any]])
+        except (CorruptItemError, msgspec.ValidationError):  # a damaged value, which the doctor names elsewhere
             continue
         for instance, allocation in allocations.items():
-            if not order_id_of(allocation.get("hints") or {}):
+            hints = allocation.get("hints")
+            if not isinstance(hints, dict) or not order_id_of(hints):
                 continue  # no scheduler ordered it, and it does not say so
             ids = tags.valid_ids(record.name, instance, allocation)
             by_ids[ids] += 1

@@ -26,7 +26,7 @@ from nodestate.scheduling.fleet.instance_locations import InstanceLocations
 from nodestate.scheduling.fleet.inventory_limits import InventoryLimits
 from nodestate.scheduling.fleet.node_columns import DOWN, UP, NodeColumns
 from nodestate.scheduling.fleet.node_reports import NodeReports
-from nodestate.scheduling.fleet.placement_fields import placement_fields_of
+from nodestate.scheduling.fleet.placement_fields import AllocationFields, PlacementFields, placement_fields_of
 from nodestate.scheduling.fleet.placement_marks import PlacementMarks
 from nodestate.scheduling.fleet.row_types import Flags
 from nodestate.scheduling.fleet.state_columns import StateColumns
@@ -348,10 +348,8 @@ class Fleet:
         damaged = self.reports.damaged
         try:
             fields = placement_fields_of(record)
-            allocations = fields.allocations.items()
-            unbelieved = self.reports.unbelieved_among(
-                record, [instance for instance, one in allocations if one.group is not None or one.hints.reservation]
-            )
+            if self.reports.tags.requires:
+                self._disregard_unbelieved(record, fields)
             self._columns.set_placement(row, fields)
         except CorruptItemError as error:  # the row keeps the placement from before, and is not usable
             DAMAGE.report(f"node {record.name}", str(error))
@@ -362,17 +360,17 @@ class Fleet:
             damaged.discard(row)
             self._update_usable(row)
         present = self._instances_on(row)
-        if unbelieved:  # they take room on their node, and are members of no group and of no reservation
-            self.placement_marks.replace(
-                row, [(name, one.hints) for name, one in allocations if name not in unbelieved]
-            )
-            self.instances.reported[row] = {
-                name: None if name in unbelieved else one.group for name, one in allocations
-            }
-        else:
-            self.placement_marks.replace(row, [(name, one.hints) for name, one in allocations])
-            self.instances.reported[row] = {name: one.group for name, one in allocations}
+        allocations = fields.allocations.items()
+        self.placement_marks.replace(row, [(instance, allocation.hints) for instance, allocation in allocations])
+        self.instances.reported[row] = {instance: allocation.group for instance, allocation in allocations}
         self.instances.update(row, present, self._instances_on(row))
+
+    def _disregard_unbelieved(self, record: NodeRecord, fields: PlacementFields) -> None:
+        """Remove group and placement mark of the allocations that are not believed. They still take room."""
+        allocations = fields.allocations
+        concerned = [name for name, one in allocations.items() if one.group is not None or one.hints.reservation]
+        for instance in self.reports.unbelieved_among(record, concerned):
+            allocations[instance] = AllocationFields()
 
     def _judge_again(self) -> None:
         """Write the instances and placement marks of all rows again, because other keys may be in force now."""

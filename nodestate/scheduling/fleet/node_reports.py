@@ -6,7 +6,7 @@ the allocation proves it (``auth.allocation_tags``), and no order of the future 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -42,11 +42,12 @@ class NodeReports:
         self.tags = tags
         """Proves which allocations a scheduler of the cell ordered."""
 
-        self._valid: dict[str, dict[str, int]] = {}
-        """By node and instance, the hashes of allocations whose tag was valid when ``unbelieved_among`` checked it."""
+        self._judged: dict[str, dict[str, tuple[int, bool]]] = {}
+        """By node and instance, the hash of an allocation that ``unbelieved_among`` judged, and whether it is believed.
+        """
 
-        self._valid_since = tags.keys_version
-        """The version of the keys with which these were checked."""
+        self._judged_with = tags.keys_version
+        """The version of the keys with which these were judged."""
 
     def record(self, row: int) -> NodeRecord | None:
         """Return the record of a row's node in the last view; None if the view does not have the node, or if its stored
@@ -96,32 +97,33 @@ class NodeReports:
         allocation = self._allocation(row, instance)
         return self.tags.is_believed(self._names[row], instance, allocation)
 
-    def unbelieved_among(self, record: NodeRecord, instances: Iterable[str]) -> Collection[str]:
-        """Return the instances on a node, of the given ones, that are not believed; none unless tags are required.
+    def unbelieved_among(self, record: NodeRecord, instances: Collection[str]) -> Collection[str]:
+        """Return the instances on a node, of the given ones, that are not believed.
 
-        An allocation that was found valid before, and did not change since, is not checked again.
+        An allocation that was judged before, and did not change since, is not judged again. So a node that reports
+        thousands of invalid tags costs time only when it changes them.
 
         Args:
             record: The node.
             instances: The instances. Pass all that matter at once: only the last call for a node is remembered.
         """
-        instances = list(instances)
-        if not self.tags.requires or not (instances or record.name in self._valid):
+        if self._judged_with != self.tags.keys_version:
+            self._judged_with = self.tags.keys_version
+            self._judged.clear()
+        before = self._judged.pop(record.name, {})
+        if not instances:
             return ()
-        if self._valid_since != self.tags.keys_version:
-            self._valid_since = self.tags.keys_version
-            self._valid.clear()
-        before, valid = self._valid.pop(record.name, {}), {}
-        encoded = encoded_allocations_of(record) if instances else {}
+        judged: dict[str, tuple[int, bool]] = {}
+        encoded = encoded_allocations_of(record)
         for instance in instances:
             allocation_hash = hash(bytes(encoded[instance]))
-            if before.get(instance) == allocation_hash or self.tags.is_believed(
-                record.name, instance, decoded_allocation(record, encoded[instance])
-            ):
-                valid[instance] = allocation_hash
-        if valid:
-            self._valid[record.name] = valid
-        return [instance for instance in instances if instance not in valid]
+            known_hash, is_believed = before.get(instance, (None, False))
+            if known_hash != allocation_hash:
+                allocation = decoded_allocation(record, encoded[instance])
+                is_believed = self.tags.is_believed(record.name, instance, allocation)
+            judged[instance] = allocation_hash, is_believed
+        self._judged[record.name] = judged
+        return [instance for instance, (_, is_believed) in judged.items() if not is_believed]
 
     def hints_by_instance(self, row: int) -> Mapping[str, Mapping[str, Any]]:
         """Return the hints of all allocations on a row's node, by instance. Empty if the node is gone or unknown.

@@ -94,13 +94,16 @@ class TerminationOrders:
         """End allocations of instances that stay on another node.
 
         Ends exactly the allocations that the last view shows. If an allocation was changed after that view, its agent
-        keeps it. (An allocation without an order id is ended in any case.)
+        keeps it. (An allocation without an order id is ended in any case.) An allocation without a valid tag stays if
+        the cell requires tags: it may be the true one, changed by another program than a scheduler.
 
         Args:
             copies: The allocations to end, as (node, instance).
         """
         self.terminate_orders(
-            Termination(node, instance, order_id_of(self._hints(node, instance))) for node, instance in copies
+            Termination(node, instance, order_id_of(self._hints(node, instance)))
+            for node, instance in copies
+            if self._is_believed(node, instance)
         )
 
     def roll_back(self, orders: Iterable[Build]) -> None:
@@ -176,6 +179,11 @@ class TerminationOrders:
             if same_lifetime or reported == termination._replace(lifetime_id=""):
                 shown.append(reported)
         return shown
+
+    def _is_believed(self, node: str, instance: str) -> bool:
+        """Return whether clean-up believes the last report of an instance on a node; True if the node is unknown."""
+        row = self._fleet.rows.get(node)
+        return row is None or self._fleet.reports.is_believed(row, instance)
 
     def _hints(self, node: str, instance: str) -> dict[str, object]:
         """Return the hints of an instance on a node; empty if the fleet does not have the node."""
