@@ -443,6 +443,22 @@ def test_a_process_reads_a_changed_file_again_and_keeps_its_keys_if_it_is_damage
     assert refusal(lambda: checked(auth, SIGNED)) == "bad-signature"
 
 
+def test_a_file_of_keys_that_could_not_be_read_is_read_once_its_mode_is_right(tmp_path: Path) -> None:
+    """The time and the size of the file stay the same then; the revoked key was taken until a restart."""
+    path, clock = written(tmp_path, "cell.keys", CELL_KEYS), ManualClock()
+    auth = event_auth(Config(auth_events="require", keys_file=path), clock).events
+    written(tmp_path, "cell.keys", with_revoked(CELL_KEYS, "n1"))
+    Path(path).chmod(0o644)
+    with capture_logs() as logs:
+        for _ in range(3):
+            clock.advance(REREAD_S)
+            checked(auth, SIGNED)
+    assert ["chmod 600" in entry["reason"] for entry in logs] == [True], "it is logged once"
+    Path(path).chmod(0o600)
+    clock.advance(REREAD_S)
+    assert refusal(lambda: checked(auth, SIGNED)) == "bad-signature"
+
+
 @pytest.mark.parametrize("mode", ["warn", "require"])
 def test_a_process_that_must_check_needs_keys(mode: str) -> None:
     for needed in (event_auth, order_auth):

@@ -179,9 +179,17 @@ def test_keys_are_replaced_and_revoked_while_a_process_runs(tmp_path: Path, pair
     assert faults(both[1]) == ["", ""]
     after = faults(without_pair(both, pairs[1].keys[0].id, CREATED_AT)[1])
     assert ("revoked" in after[0], after[1]) == (True, "")
-    Path(settings["control_keys_file"]).write_text("{")
+    path = Path(settings["control_keys_file"])
+    path.write_text("{")
     clock.advance(REREAD_S)
     assert not auth.refusal(KEY, CONTROL.unpack(new), new)
+    write_keys(str(path), pairs[1], replace=True, is_secret=False)
+    path.chmod(0o666)
+    clock.advance(REREAD_S)
+    assert not auth.refusal(KEY, CONTROL.unpack(new), new), "other users can write the file, so it is not read"
+    path.chmod(0o644)
+    clock.advance(REREAD_S)
+    assert "does not have" in auth.refusal(KEY, CONTROL.unpack(new), new)
 
 
 # -- settings and keys ----------------------------------------------------------------------------

@@ -319,6 +319,26 @@ def test_values_that_another_program_wrote_are_refused_and_written_again(design:
     assert cell.counts.refused > 0
 
 
+@pytest.mark.parametrize("part", ["j:log", "j:ckpt", "s:index"])
+def test_a_value_that_stands_where_an_owner_will_write_is_replaced_and_fences_no_one(part: str) -> None:
+    """The keys of the next commits can be foretold. The owner ended its session, or named a forged index."""
+    cell, design = running_cell("require"), {"j": "journal", "s": "snapshot"}[part[0]]
+    begun = cell.consumer.stats.epochs_begun
+    [head_key] = keys_with(cell.server, f":{part[0]}:head:")
+    epoch = head_key.split(":")[-1]
+    for offset in range(20):
+        name = f"{part}:{epoch}:1:{offset}"
+        key = keys.prefix("cell1", 1, 0, part[0]).removesuffix(part[0]) + (name if "log" in part else f"{name}:0")
+        cell.server.write([Write(Put.ADD, key, signed(f"{key}0", VALUE))])
+    for number in range(2, 6):
+        cell.publish(patch={"usage": {"VCPU": number}})
+        cell.consumer.owned[0].request_repair(design)
+        cell.step(4)
+        view = cell.reader(design).read(max_age=5, on_stale="flag")
+        assert (view.incomplete, view.nodes["n"].state["usage"]) == (frozenset(), {"VCPU": number})
+    assert (cell.consumer.stats.fenced, cell.consumer.stats.epochs_begun) == (0, begun)
+
+
 def test_an_outdated_control_record_is_written_again() -> None:
     server, config = MemoryServer(), Config()
     stores = [SignedStore(MemoryStore(server), auth_of(mode)) for mode in ("off", "accept")]

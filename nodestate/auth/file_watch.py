@@ -9,6 +9,8 @@ from nodestate.ports import Clock
 
 REREAD_S: Final = 5.0
 """Seconds within which a process reads a changed file again. A revoked key is refused within this time."""
+_UNREAD: Final = (0, 0, -1)
+"""The version of a file that must be read again; no file has this size."""
 
 
 class FileWatch:
@@ -37,6 +39,13 @@ class FileWatch:
         self._look_at = now + REREAD_S
         before, self._version = self._version, self._file_version()
         return self._version != before
+
+    def look_again(self) -> None:
+        """Let the next look find a change, because the file could not be read.
+
+        Its mode may be wrong until an operator corrects it, and the time and the size of the file stay the same then.
+        """
+        self._version = _UNREAD
 
     def _file_version(self) -> tuple[int, int, int] | None:
         try:

@@ -105,6 +105,7 @@ class Keyring:
     """The keys of one file. A changed file is read again within ``file_watch.REREAD_S``.
 
     If the changed file is damaged or missing, the keys that were read before stay in force, and the log names the file.
+    It is read again every few seconds then, until it can be used.
 
     Args:
         path: the file.
@@ -132,6 +133,8 @@ class Keyring:
         """By purpose, node and id, the keys that were derived from these to check signatures."""
         self._readings_count = 1
         """How many times the keys were read."""
+        self._failure = ""
+        """Why the file could not be read again at the last try; empty if it could. It is logged once."""
 
     @property
     def readings_count(self) -> int:
@@ -183,8 +186,12 @@ class Keyring:
         try:
             self._keys = read_keys(self._path, self._cell)
         except ConfigError as error:
-            self._log.error("keys can't be read again; the keys from before stay in force", reason=str(error))
+            self._watch.look_again()
+            if str(error) != self._failure:
+                self._failure = str(error)
+                self._log.error("keys can't be read again; the keys from before stay in force", reason=str(error))
         else:
+            self._failure = ""
             self._signing_keys, self._checking_keys = {}, {}
             self._readings_count += 1
             self._log.info("keys read again", file=self._path)

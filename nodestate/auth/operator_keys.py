@@ -188,6 +188,7 @@ class ControlKeyring:
     """The public keys of one file. A changed file is read again within ``file_watch.REREAD_S``.
 
     If the changed file is damaged or missing, the keys that were read before stay in force, and the log names the file.
+    It is read again every few seconds then, until it can be used.
 
     Args:
         path: the file.
@@ -208,6 +209,8 @@ class ControlKeyring:
         """Tells when the file has changed."""
         self._log = structlog.get_logger("nodestate.auth")
         """Logs that the file was read again."""
+        self._failure = ""
+        """Why the file could not be read again at the last try; empty if it could. It is logged once."""
         self._follow(read_control_keys(path, cell))
 
     def follow_file(self) -> bool:
@@ -217,8 +220,12 @@ class ControlKeyring:
         try:
             keys = read_control_keys(self.path, self._cell)
         except ConfigError as error:
-            self._log.error("keys can't be read again; the keys from before stay in force", reason=str(error))
+            self._watch.look_again()
+            if str(error) != self._failure:
+                self._failure = str(error)
+                self._log.error("keys can't be read again; the keys from before stay in force", reason=str(error))
             return False
+        self._failure = ""
         self._follow(keys)
         self._log.info("keys read again", file=self.path)
         return True

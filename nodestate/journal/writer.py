@@ -7,7 +7,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final
 
-from nodestate.errors import FencedError, StoreUnavailableError
+from nodestate.errors import StoreUnavailableError
 from nodestate.journal.format import (
     JOURNAL_SECTION,
     SEGMENT,
@@ -16,11 +16,12 @@ from nodestate.journal.format import (
     checkpoint_keys,
 )
 from nodestate.journal.reader import JournalReader
-from nodestate.ports import Put, Write, WriteStatus
+from nodestate.ports import Put, Write
 from nodestate.store import keys
+from nodestate.store.contents import add_contents
 from nodestate.store.head import Head, TermStart, term_of, terms_from
 from nodestate.store.owner_status import OwnerStatus
-from nodestate.store.ownership import Ownership, PartitionTarget, require_stored
+from nodestate.store.ownership import Ownership, PartitionTarget
 from nodestate.store.partition_writer import Batch, HeldNodes, TakeoverResult
 from nodestate.store.round_trips import Step, Steps
 from nodestate.store.wire import PART_BYTES, pack_records
@@ -82,7 +83,7 @@ class JournalWriter:
         self._lost = self._ownership.head if self._ownership is not None else self._lost
         yield from Ownership.replaced_epoch_cas(self._target, self._lost, JOURNAL_SECTION)
         checkpoint, writes = self._checkpoint(epoch, 1, 1, nodes)
-        yield from self._add(writes)
+        yield from add_contents(self._target, writes, None)
         section = JournalSection(1, 0, (TermStart(1, 1),), checkpoint)
         self._ownership = yield from Ownership.begin_epoch(
             self._target, epoch, section, status, lost=self._lost, sections=JOURNAL_SECTION
@@ -118,7 +119,7 @@ class JournalWriter:
             first = section.checkpoint.offset
             after = JournalSection(first, 0, terms_from(section.terms, first), checkpoint, section.checkpoint)
             trimmed = self._trimmed(section, first)
-        yield from self._add(writes)
+        yield from add_contents(self._target, writes, ownership)
         ours = yield from ownership.advance(after, status)
         self._section = after if ours else JOURNAL_SECTION.of(ownership.head)
         # Errors are ignored. The commit is done, so the caller must not try it again; keys that stay are never read
@@ -141,23 +142,3 @@ class JournalWriter:
             yield keys.segment(prefix, epoch, term_of(section.terms, n), n)
         if section.previous:
             yield from checkpoint_keys(prefix, epoch, section.previous)
-
-    def _add(self, writes: list[Write]) -> Steps[None]:
-        """Add new keys.
-
-        A key may exist already from an earlier try whose reply was lost. Raises ``FencedError`` if its value is
-        different.
-        """
-        reply = yield Step(write=writes)
-        require_stored(self._target, writes, list(reply.written))
-        there = [
-            write for write, done in zip(writes, reply.written, strict=True) if done.status is WriteStatus.CONFLICT
-        ]
-        if there:
-            reply = yield Step(fetch=[write.key for write in there])
-            for write in there:
-                item = reply.items.get(write.key)
-                if item is None or item.value != write.value:
-                    raise FencedError(
-                        self._target.partition, self.ownership.head.term, f"another process wrote {write.key}"
-                    )

@@ -26,6 +26,7 @@ from nodestate.snapshot.format import (
 )
 from nodestate.snapshot.reader import SnapshotReader
 from nodestate.store import keys
+from nodestate.store.contents import add_contents
 from nodestate.store.head import Head, TermStart, terms_from
 from nodestate.store.owner_status import OwnerStatus
 from nodestate.store.ownership import MAX_TRIES_COUNT, Ownership, PartitionTarget, require_stored
@@ -100,7 +101,7 @@ class SnapshotWriter:
         self._stamps, self._cas_ids = [stamp_of(1, 0)] * size, {}
         yield from self._put_nodes(range(size), stamp_of(1, 0), epoch, nodes)
         index, writes = self._index(epoch, 1, 1, nodes)
-        yield from self._add(writes)
+        yield from add_contents(self._target, writes, None)
         section = SnapshotSection(1, b"", b"", (), (TermStart(1, 1),), index)
         self._ownership = yield from Ownership.begin_epoch(
             self._target, epoch, section, status, lost=self._lost, sections=SNAPSHOT_SECTION
@@ -152,7 +153,7 @@ class SnapshotWriter:
             previous = section.index
             trimmed = index_keys(self._target.prefix, head.epoch, section.previous) if section.previous else []
             index, writes = self._index(head.epoch, head.term, head.next + 1, nodes)
-            yield from self._add(writes)
+            yield from add_contents(self._target, writes, ownership)
         terms = terms_from(section.terms, ring_from)
         after = SnapshotSection(ring_from, counts, slots, tuple(appeared), terms, index, previous)
         ours = yield from ownership.advance(after, status)
@@ -204,7 +205,3 @@ class SnapshotWriter:
         index = Index(term, offset, len(blocks))
         names = index_keys(self._target.prefix, epoch, index)
         return index, [Write(Put.ADD, key, block) for key, block in zip(names, blocks, strict=True)]
-
-    def _add(self, writes: list[Write]) -> Steps[None]:
-        reply = yield Step(write=writes)
-        require_stored(self._target, writes, list(reply.written))
