@@ -143,9 +143,9 @@ class WitnessSink:
         """Return the resync requests that arrived; waits at most ``timeout_s``."""
         return self.inner.resyncs(timeout_s)
 
-    def answer_census(self, queue: str, body: bytes) -> None:
+    def answer_census(self, queue: str, node: str, body: bytes) -> None:
         """Answer a census of nodes, as the real sink does."""
-        self.inner.answer_census(queue, body)
+        self.inner.answer_census(queue, node, body)
 
     def close(self) -> None:
         """Close the real sink."""

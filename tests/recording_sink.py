@@ -43,7 +43,7 @@ class RecordingSink:
         asked, self.asked = self.asked, []
         return asked
 
-    def answer_census(self, queue: str, body: bytes) -> None:
+    def answer_census(self, queue: str, node: str, body: bytes) -> None:  # noqa: ARG002 - the body names it, too
         self._check()
         self.census.append((queue, body))
 

@@ -376,8 +376,8 @@ def test_a_census_collects_the_newest_version_of_each_node_that_answers(config: 
         assert resync.nodes == ("n0", "n1")
         for generation in (3, 4 + number):
             event = Heartbeat(node=f"n{number}", incarnation=5, generation=generation, reported_at=1.0)
-            sink.answer_census(resync.census, msgspec.msgpack.encode(event))
-        sink.answer_census(resync.census, b"nonsense")
+            sink.answer_census(resync.census, event.node, msgspec.msgpack.encode(event))
+        sink.answer_census(resync.census, "n", b"nonsense")
 
     threads = [threading.Thread(target=answer, args=(agent, number)) for number, agent in enumerate(agents)]
     for thread in threads:
@@ -390,7 +390,7 @@ def test_a_census_collects_the_newest_version_of_each_node_that_answers(config: 
 
 def test_an_answer_to_a_finished_census_has_no_effect(config: Config, opened: Opened) -> None:
     sink = opened(KombuSink(config))
-    sink.answer_census("nodestate.box.gone", b"late")
+    sink.answer_census("nodestate.box.gone", "n", b"late")
     assert _publish(sink, b"still here") == [True]
 
 
@@ -1002,8 +1002,19 @@ def test_events_orders_and_resync_requests_flow_again_after_their_exchange_was_d
             return bool(orders and resyncs and any(confirmed))
 
         wait_until(all_flow, f"exchange {exchange} is not declared and bound again")
-        # A scheduler tells by the queue for answers that an order went with its connection.
-        assert (courier.reply_to != answers_to) == (exchange == topology.orders)
+        if exchange != topology.node_orders:
+            assert courier.reply_to == answers_to
+
+
+@pytest.mark.service
+def test_a_scheduler_tells_by_its_queue_for_answers_that_an_order_went_with_its_connection(
+    rabbit_config: Config, opened: Opened
+) -> None:
+    courier, admin = opened(KombuCourier(rabbit_config)), opened(_rabbit_session(rabbit_config))
+    answers_to = courier.reply_to
+    admin.connection.control.exchange_delete(Topology.of(rabbit_config).node_orders)
+    courier.send([End(id="i", instance="v", node="n", reply_to=answers_to)], 60.0)
+    wait_until(lambda: courier.reply_to != answers_to, "the courier keeps the connection")
 
 
 @pytest.mark.service
@@ -1046,6 +1057,7 @@ def test_a_courier_replaces_a_connection_that_leads_nowhere(
     """A load balancer forgot the connection while the scheduler was idle, or while it waited for answers."""
     with TcpProxy(("127.0.0.1", rabbit.port)) as proxy:
         url = f"amqp://guest:guest@127.0.0.1:{proxy.port}//"
+        opened(_rabbit_session(Config(broker=rabbit.url, cell=cell, partitions=2)))  # declares the cell, without haste
         courier = opened(KombuCourier(Config(broker=url, cell=cell, partitions=2, broker_timeout_s=0.3)))
         before = courier.reply_to
         proxy.swallow()

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 import pytest
-from amqp import spec
+from amqp import Message, spec
 from amqp.exceptions import UnexpectedFrame
 
 from harness.servers import RabbitServer
@@ -18,8 +18,9 @@ from harness.waiting import wait_until
 from nodestate.broker import KombuCourier, KombuResyncSender, KombuSink, KombuSource, Topology, read_dead_letters
 from nodestate.broker.connector import open_session
 from nodestate.broker.rabbitmq import consumer as rabbitmq_consumer
-from nodestate.broker.rabbitmq.frames import InboundMessage, decoded_headers, frame_handler
+from nodestate.broker.rabbitmq.frames import InboundMessage, decoded_headers, frame_handler, routing_key, user_of
 from nodestate.broker.rabbitmq.session import RabbitSession
+from nodestate.broker.users import node_of
 from nodestate.broker.virtual import consumer as virtual_consumer
 from nodestate.broker.virtual.session import VirtualSession
 from nodestate.config import Config
@@ -117,6 +118,33 @@ def test_a_message_arrives_whatever_its_properties_and_routing_key_are(propertie
     message = _received(b"\xff\xfe", properties, b"body")
     assert (message.body, message.cut_from) == (b"body", 0)
     assert isinstance(decoded_headers(message), dict)
+    assert user_of(message) == ""
+    assert routing_key(message) == "\ufffd\ufffd"
+
+
+def test_the_user_of_a_message_is_read_whatever_properties_stand_before_it() -> None:
+    """Consumers compare it with the node of the event."""
+    properties: dict[str, Any] = {
+        "content_type": "x" * 255,
+        "content_encoding": "utf-8",
+        "application_headers": {"a": {"b": 1}},
+        "delivery_mode": 2,
+        "priority": 9,
+        "correlation_id": "c",
+        "reply_to": "r",
+        "expiration": "5",
+        "message_id": "m",
+        "timestamp": 1_763_787_600,
+        "type": "t",
+    }
+    for left_out in ("", *properties):
+        given = {name: value for name, value in properties.items() if name != left_out}
+        encoded = Message(b"", user_id="node-n1", app_id="a", **given)._serialize_properties()
+        assert user_of(_received(b"12", encoded, b"")) == "node-n1"
+        for end in range(len(encoded)):
+            assert user_of(_received(b"12", encoded[:end], b"")) in ("", "node-n1")
+        assert user_of(_received(b"12", Message(b"", **given)._serialize_properties(), b"")) == ""
+    assert (node_of("node-n1"), node_of("nodes-rack"), node_of("guest"), node_of("")) == ("n1", "", "", "")
 
 
 def test_headers_are_decoded_if_they_are_needed() -> None:

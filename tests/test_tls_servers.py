@@ -124,7 +124,7 @@ def receive_over_tls(port: int, cell: str, host: str, ca: Path, cert: Certificat
     config = load({"broker": broker, "cell": cell, "broker_timeout_s": PATIENCE_S, "broker_ca": str(ca), **files})
     bodies: list[bytes] = []
     with one_off_session(config, "test") as session:
-        queue = session.own_queue(bodies.append)
+        queue = session.answer_queue(lambda body, _node: bodies.append(body))
         for number in range(500):
             session.send("", queue.name, b"%d" % number * 50)
         while len(bodies) < 500 and session.pump(PATIENCE_S):

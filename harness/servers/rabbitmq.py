@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +36,10 @@ class RabbitServer(Server):
         program = find_program("rabbitmq-server", "/usr/lib/rabbitmq/bin")
         epmd = find_program("epmd")
         host: ServerHost
+        self._rabbit_node: RabbitNode | None = None
+        """The server if it is a program of this machine; None if it is a container."""
         if program and epmd:
-            host = RabbitNode(program, epmd, port, distribution_port, epmd_port, configuration)
+            host = self._rabbit_node = RabbitNode(program, epmd, port, distribution_port, epmd_port, configuration)
         elif docker_answers() and not configuration:
             host = ServerContainer(RABBIT_IMAGE, 5672, port)
         else:
@@ -47,6 +51,12 @@ class RabbitServer(Server):
     def url(self) -> str:
         """``amqp://guest:guest@127.0.0.1:port//``."""
         return f"amqp://guest:guest@{self.address}//"
+
+    def control(self, *words: str, stdin: str = "") -> str:
+        """Run ``rabbitmqctl WORDS`` and return its output. Raises ServerMissingError if the server is a container."""
+        if self._rabbit_node is None:
+            raise ServerMissingError("rabbitmqctl is used only with an installed RabbitMQ")
+        return self._rabbit_node.control(words, stdin)
 
     def _answers(self) -> bool:
         try:
@@ -106,6 +116,8 @@ class RabbitNode:
             "RABBITMQ_ALLOW_INPUT": "true",
             "RABBITMQ_SERVER_START_ARGS": "-noinput",
         }
+        self._environment = environment
+        self._control = find_program("rabbitmqctl", "/usr/lib/rabbitmq/bin")
         self._epmd = ServerProcess([epmd, "-port", str(epmd_port), "-address", "127.0.0.1"], epmd_folder)
         self._epmd_port = epmd_port
         self._node = ServerProcess([program], folder, environment)
@@ -143,6 +155,20 @@ class RabbitNode:
     def resume(self) -> None:
         """Let a paused server continue."""
         self._node.resume()
+
+    def control(self, words: Sequence[str], stdin: str) -> str:
+        """Run ``rabbitmqctl WORDS`` and return its output."""
+        assert self._control is not None, "rabbitmqctl comes with rabbitmq-server"
+        done = subprocess.run(  # noqa: S603 - a program of the server's package
+            [self._control, "--quiet", "--node", self._environment["RABBITMQ_NODENAME"], *words],
+            env=self._environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"rabbitmqctl {words[0]} exited with {done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout
 
     def log_tail(self) -> str:
         """Return the end of the server's log."""

@@ -277,7 +277,7 @@ class Publisher:
             unsigned_orders=counts.unsigned or UNSET,
             refused_orders=counts.refused or UNSET,
         )
-        self._inbox.answer_census(queue, self._signed(answer))
+        self._inbox.answer_census(queue, self.node, self._signed(answer))
 
     def flush(self, timeout_s: float) -> None:
         """Wait until the broker has the newest state. Raises ``UnconfirmedError`` after ``timeout_s`` seconds."""

@@ -10,6 +10,7 @@ import structlog
 from nodestate.auth import order_auth
 from nodestate.broker.connector import SessionHolder, open_session
 from nodestate.broker.sessions import CellSession, OrderSession
+from nodestate.broker.users import check_sender
 from nodestate.config import Config
 from nodestate.errors import BadEventError
 from nodestate.model.orders import Answer, Order, decode_answer, no_agent
@@ -48,7 +49,7 @@ class KombuCourier:
         self._answers: list[Answer] = []
         """Answers that arrived and are not yet returned."""
         self.bad_answers = 0
-        """Number of answers that could not be decoded, or whose signature is missing or wrong."""
+        """Number of answers that could not be decoded, came from another node's agent, or have no valid signature."""
 
     @property
     def reply_to(self) -> str:
@@ -90,9 +91,10 @@ class KombuCourier:
     def _prepare(self, connection: CellSession) -> OrderSession:
         return connection.orders(self._on_answer, self._on_unroutable, self._clock)
 
-    def _on_answer(self, body: bytes) -> None:
+    def _on_answer(self, body: bytes, node: str) -> None:
         try:
             answer = decode_answer(body)
+            check_sender(answer.node, node, "an answer")
             self._auth.check_answer(answer, body)
         except BadEventError as error:
             self.bad_answers += 1

@@ -11,6 +11,7 @@ import structlog
 from nodestate.broker.connector import SessionHolder, one_off_session, open_session
 from nodestate.broker.sessions import CellSession
 from nodestate.broker.topology import Topology
+from nodestate.broker.users import check_sender
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError
 from nodestate.model import NEVER, Event, Version, parse_event
@@ -87,18 +88,19 @@ def collect_census(
     clock = clock or SystemClock()
     versions: dict[str, Version] = {}
 
-    def on_answer(body: bytes) -> None:
+    def on_answer(body: bytes, node: str) -> None:
         try:
             event = parse_event(body)
+            check_sender(event.node, node, "a version")
         except BadEventError as error:
-            structlog.get_logger("nodestate.broker").warning("cannot decode an answer to a census", reason=str(error))
+            structlog.get_logger("nodestate.broker").warning("an answer to a census is refused", reason=str(error))
             return
         if on_event is not None:
             on_event(event, body)
         versions[event.node] = max(versions.get(event.node, NEVER), event.version)
 
     with one_off_session(config, "census") as session:
-        queue = session.own_queue(on_answer)
+        queue = session.answer_queue(on_answer)
         request = encode_resync(dataclasses.replace(resync, census=queue.name))
         session.send_checked(Topology.of(config).control, "", request)
         deadline = clock.monotonic() + seconds

@@ -31,6 +31,11 @@ OnDone = Callable[[bool], None]
 """Called once for each published event: True if the broker confirmed the event, False if it was lost or refused."""
 OnBody = Callable[[bytes], None]
 """Called with the body of each message that arrives in a queue of the session's own."""
+OnNodeBody = Callable[[bytes, str], None]
+"""Called with the body of each message that arrives in a queue of the session's own, and with the node in its routing
+key; empty if the key names no node. RabbitMQ limits the routing keys of an agent's user, and not the bodies, so a body
+must name the same node.
+"""
 DeadQueueFault = Literal["classic", "unbounded"]
 """``classic``: the setting ``queue_type`` asks for another type. ``unbounded``: the queue was declared without a limit.
 """
@@ -103,16 +108,23 @@ class OwnQueue(Protocol):
 
     @property
     def name(self) -> str:
-        """The queue's name, for messages that are sent straight to it."""
-
-    def bind(self, exchange: str, keys: Iterable[str]) -> None:
-        """Route messages with these keys of a direct exchange into the queue. Does not wait for the server's reply."""
-
-    def unbind(self, exchange: str, keys: Iterable[str]) -> None:
-        """Stop routing messages with these keys into the queue. Does not wait for the server's reply."""
+        """The queue's name, for the address of answers."""
 
     def bind_again(self) -> None:
-        """Declare the queue's exchanges again, and bind it again: an operator may have deleted an exchange."""
+        """Bind the queue again: an operator may have deleted an exchange, and a consumer may have declared it again.
+
+        If the exchange is missing, a later call of the session raises one of its errors; the next session declares it.
+        """
+
+
+class OrderQueue(OwnQueue, Protocol):
+    """The queue for an agent's orders."""
+
+    def bind(self, nodes: Iterable[str]) -> None:
+        """Route the orders for these nodes into the queue. Does not wait for the server's reply."""
+
+    def unbind(self, nodes: Iterable[str]) -> None:
+        """Stop routing the orders for these nodes into the queue. Does not wait for the server's reply."""
 
 
 class QueueAdmin(Protocol):
@@ -125,8 +137,10 @@ class QueueAdmin(Protocol):
     def declare(self, topology: Topology, *, layout: bool, mark_began: bool) -> None:
         """Declare the cell's exchanges, and the queues of its layout if ``layout`` is True or the cell is new.
 
-        With ``mark_began``, puts the message ``QUEUE_BEGAN`` into each queue that was missing. Raises ``ConfigError``
-        if the broker has a queue or an exchange of that name with other properties.
+        Declares nothing if ``layout`` is False and nothing is missing, so a user without the permission to declare can
+        connect. With ``mark_began``, puts the message ``QUEUE_BEGAN`` into each queue that was missing. Raises
+        ``ConfigError`` if the broker has a queue or an exchange of that name with other properties, and
+        ``BrokerUnavailableError`` if something is missing that the user may not declare.
         """
 
     def redeclare(self, topology: Topology, partitions: Iterable[int]) -> None:
@@ -210,11 +224,17 @@ class PublisherSession(TransportSession, Protocol):
         Raises ``BrokerUnavailableError`` if the broker takes no messages at present.
         """
 
-    def own_queue(self, on_body: OnBody, exchange: str = "") -> OwnQueue:
-        """Open a queue of the session's own, bound to a fanout exchange if one is named."""
+    def control_queue(self, on_body: OnBody) -> OwnQueue:
+        """Open the queue for resync requests."""
 
-    def send(self, exchange: str, key: str, body: bytes) -> None:
-        """Publish a message that may get lost."""
+    def order_queue(self, on_order: OnNodeBody) -> OrderQueue:
+        """Open the queue for orders and presences."""
+
+    def announce(self, node: str, body: bytes) -> None:
+        """Publish a presence of a node. It may get lost."""
+
+    def answer(self, queue: str, node: str, body: bytes) -> None:
+        """Publish a node's answer to the queue that an order or a census named. It may get lost."""
 
     def pump(self, timeout_s: float) -> bool:
         """Process one message that the broker sent; False if none came within ``timeout_s``."""
@@ -260,8 +280,8 @@ class CellSession(TransportSession, Protocol):
         Raises ``BrokerUnavailableError`` if the broker accepts no messages at present.
         """
 
-    def own_queue(self, on_body: OnBody, exchange: str = "") -> OwnQueue:
-        """Open a queue of the session's own, bound to a fanout exchange if one is named."""
+    def answer_queue(self, on_answer: OnNodeBody) -> OwnQueue:
+        """Open a queue for answers."""
 
     def pump(self, timeout_s: float) -> bool:
         """Process one message that the broker sent; False if none came within ``timeout_s``."""
@@ -272,9 +292,9 @@ class CellSession(TransportSession, Protocol):
     def publisher(self, heartbeat_s: float, clock: Clock) -> PublisherSession:
         """Use this connection for an agent's events; ``heartbeat_s`` is the heartbeat that it was opened with."""
 
-    def orders(self, on_answer: OnBody, on_unroutable: OnBody, clock: Clock) -> OrderSession:
+    def orders(self, on_answer: OnNodeBody, on_unroutable: OnBody, clock: Clock) -> OrderSession:
         """Use this connection for a scheduler's orders.
 
-        Within ``pump`` and ``send``, ``on_answer`` gets the body of each answer, and ``on_unroutable`` the body of each
+        Within ``pump`` and ``send``, ``on_answer`` gets each answer, and ``on_unroutable`` the body of each
         order for a node that no agent listens for.
         """

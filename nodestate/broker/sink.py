@@ -12,8 +12,9 @@ import structlog
 from nodestate.auth import OrderAuth, order_auth
 from nodestate.broker.connector import SessionHolder, open_session
 from nodestate.broker.resyncs import decode_resync
-from nodestate.broker.sessions import CellSession, OnDone, OwnQueue, PublisherSession
-from nodestate.broker.topology import REBIND_S, Topology
+from nodestate.broker.sessions import CellSession, OnDone, OrderQueue, OwnQueue, PublisherSession
+from nodestate.broker.topology import REBIND_S
+from nodestate.broker.users import check_sender
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
 from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
@@ -63,7 +64,7 @@ class KombuSink:
         """The session, while connected."""
         self._control_queue: OwnQueue | None = None
         """The session's queue for resync requests."""
-        self._order_queue: OwnQueue | None = None
+        self._order_queue: OrderQueue | None = None
         """The session's queue for orders; opened when the sink first listens for a node."""
         self._rebind_at = 0.0
         """Monotonic time at which these queues are bound again."""
@@ -71,14 +72,14 @@ class KombuSink:
         """Resync requests that arrived and are not yet returned."""
         self._nodes: dict[str, None] = {}
         """Nodes whose orders the sink listens for."""
-        self._order_bodies: list[bytes] = []
-        """Orders that arrived and are not yet returned."""
+        self._order_bodies: list[tuple[bytes, str]] = []
+        """Orders that arrived and are not yet returned, with the node of their routing key; empty if not known."""
         self._order_bytes = 0
         """Size of these orders."""
         self._presences: list[Presence] = []
         """Presences that arrived and are not yet returned."""
         self.bad_orders = 0
-        """Number of orders that could not be decoded, or whose signature is missing or wrong."""
+        """Number of orders that could not be decoded, came for another node, or whose signature is missing or wrong."""
         self.bad_resyncs = 0
         """Number of resync requests that could not be decoded."""
 
@@ -150,10 +151,10 @@ class KombuSink:
 
     # -- ports.AgentInbox
 
-    def answer_census(self, queue: str, body: bytes) -> None:
+    def answer_census(self, queue: str, node: str, body: bytes) -> None:
         """Send one node's version to the queue that a ``Resync`` named. It is lost silently if that queue is gone."""
         with self._sessions.use() as session:
-            session.send("", queue, body)
+            session.answer(queue, node, body)
 
     def listen_for(self, nodes: Sequence[str]) -> None:
         """Also read orders for these nodes, from now on and after each reconnect.
@@ -173,28 +174,29 @@ class KombuSink:
             del self._nodes[node]
         if self._sessions.current is not None and self._order_queue is not None:
             with self._sessions.use():
-                self._order_queue.unbind(Topology.of(self._config).orders, known)
+                self._order_queue.unbind(known)
 
     def orders(self) -> list[Order]:
         """Orders that arrived within calls of ``resyncs``.
 
         An order that cannot be decoded, or whose signature is missing or wrong, is logged, and refused in an answer if
-        it says where to send one.
+        it says where to send one. An order that came with the routing key of another node is logged only.
         """
         bodies, self._order_bodies, self._order_bytes = self._order_bodies, [], 0
         orders: list[Order] = []
-        for body in bodies:
+        for body, node in bodies:
             try:
                 order = decode_order(body)
+                check_sender(order.node, node, "an order")
                 if order.node in self._nodes:
                     self._auth.check_order(order, body)
                     orders.append(order)
             except BadEventError as error:
                 presence = decode_presence(body)
                 if presence is None:
-                    self._refuse(body, error)
+                    self._refuse(body, node, error)
                 elif presence.node in self._nodes:
-                    self._receive_presence(presence, body)
+                    self._receive_presence(presence, body, node)
         return orders
 
     def order_counts(self, node: str) -> OrderCounts:
@@ -204,7 +206,7 @@ class KombuSink:
     def announce(self, presence: Presence) -> None:
         """Send a presence to all agents that listen for its node."""
         with self._sessions.use() as session:
-            session.send(Topology.of(self._config).orders, presence.node, self._auth.encode_presence(presence))
+            session.announce(presence.node, self._auth.encode_presence(presence))
 
     def presences(self) -> list[Presence]:
         """Presences that the last call of ``orders`` found."""
@@ -213,7 +215,7 @@ class KombuSink:
 
     def answer(self, queue: str, answer: Answer) -> None:
         """Send the outcome of an order to the scheduler that gave it. It is lost silently if that queue is gone."""
-        self.answer_census(queue, self._auth.encode_answer(answer))
+        self.answer_census(queue, answer.node, self._auth.encode_answer(answer))
 
     # -- inside
 
@@ -225,7 +227,7 @@ class KombuSink:
         self._control_queue = self._order_queue = None
         self._rebind_at = self._clock.monotonic() + REBIND_S
         if self._control:
-            self._control_queue = session.own_queue(self._on_control, Topology.of(self._config).control)
+            self._control_queue = session.control_queue(self._on_control)
         if self._nodes:
             self._bind(session, list(self._nodes))
         return session
@@ -236,11 +238,11 @@ class KombuSink:
 
     def _bind(self, session: PublisherSession, nodes: Sequence[str]) -> None:
         if self._order_queue is None:
-            self._order_queue = session.own_queue(self._on_order)
-        self._order_queue.bind(Topology.of(self._config).orders, nodes)
+            self._order_queue = session.order_queue(self._on_order)
+        self._order_queue.bind(nodes)
 
     def _bind_again(self) -> None:
-        """Bind the session's queues again if that is due: an operator may have deleted their exchanges."""
+        """Bind the session's queues again if that is due; see ``OwnQueue.bind_again``."""
         now = self._clock.monotonic()
         if now < self._rebind_at:
             return
@@ -253,8 +255,8 @@ class KombuSink:
         """False if so much was read that it must be returned first."""
         return len(self._order_bodies) + len(self._resyncs) < MAX_ORDERS_COUNT and self._order_bytes < MAX_ORDERS_BYTES
 
-    def _on_order(self, body: bytes) -> None:
-        self._order_bodies.append(body)
+    def _on_order(self, body: bytes, node: str) -> None:
+        self._order_bodies.append((body, node))
         self._order_bytes += len(body)
 
     def _on_control(self, body: bytes) -> None:
@@ -264,20 +266,22 @@ class KombuSink:
             self.bad_resyncs += 1
             structlog.get_logger("nodestate.broker").warning("cannot decode a resync request", reason=str(error))
 
-    def _receive_presence(self, presence: Presence, body: bytes) -> None:
+    def _receive_presence(self, presence: Presence, body: bytes, node: str) -> None:
         try:
+            check_sender(presence.node, node, "a presence")
             self._auth.check_presence(presence, body)
         except BadEventError as error:
             structlog.get_logger("nodestate.broker").warning("a presence is refused", reason=str(error))
         else:
             self._presences.append(presence)
 
-    def _refuse(self, body: bytes, error: BadEventError) -> None:
+    def _refuse(self, body: bytes, node: str, error: BadEventError) -> None:
         self.bad_orders += 1
         structlog.get_logger("nodestate.broker").warning("an order is refused", reason=str(error))
         refusal = bad_order(body, error)
-        if refusal is not None:
+        # Only for the node of the routing key: the broker ends the session of an agent that answers for others.
+        if refusal is not None and (not node or refusal[1].node == node):
             queue, answer = refusal
             with suppress(BrokerUnavailableError):  # the next call raises it again
                 # Not signed: any sender can name the id of another scheduler's order, and the queue of that scheduler.
-                self.answer_census(queue, encode(answer))
+                self.answer_census(queue, answer.node, encode(answer))

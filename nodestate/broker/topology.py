@@ -6,21 +6,31 @@
     exchange nodestate.{cell}.dead               direct   routing key "dead"
     queue    nodestate.{cell}.dead                        messages that were given up, the reason in a header
     exchange nodestate.{cell}.control            fanout   one exclusive queue per agent: resync requests
-    exchange nodestate.{cell}.orders             direct   routing key = node; one exclusive queue per agent, bound once
+    exchange nodestate.{cell}.node-orders        topic    routing key = node; one exclusive queue per agent, bound once
                                                           per node: orders, and presences of other agents
+    exchange nodestate.{cell}.answers            topic    routing key = token, a dot, and the node that answers
+    queue    nodestate.{cell}.answers.{token}             one exclusive queue per scheduler or census, bound to all keys
+                                                          that begin with its token
+    exchange nodestate.{cell}.orders             direct   routing key = node: orders of schedulers and to agents of
+                                                          versions without the exchange node-orders
+
+The exchanges node-orders and answers are topic exchanges because RabbitMQ checks topic permissions only there: the user
+of a node may bind the key of its node, and may publish answers in the name of its node alone. The virtual transports
+have no users. There, orders go to the exchange orders, and answers straight to queues.
 
 Layouts exist side by side: an event goes into one queue of each, and is confirmed when it is in all of them. So
 publishers need not know the layouts. A consumer declares the queues of its layout whenever it connects. Every other
 process declares the settings' layout only if the cell is new, so that events are routable before the first consumer
 connects. The process that declares a partition's queue where there was none puts the message ``QUEUE_BEGAN`` into it.
 
-An operator may delete any of these while the cell runs. Every process declares all exchanges and the dead-letter queue
-when it connects. Consumers declare them again every ``REDECLARE_S``, and bind their queues again; agents do the same
-with the exchanges of their own queues.
+An operator may delete any of these while the cell runs. Every process that connects looks whether all exchanges and the
+dead-letter queue exist, which needs no permission, and declares them if one is missing. Consumers declare them again
+every ``REDECLARE_S``, and bind their queues again; agents bind their own queues again every ``REBIND_S``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -43,9 +53,11 @@ the active one has read the message ``QUEUE_BEGAN``.
 REDECLARE_S: Final = 10.0
 """Seconds after which a consumer declares exchanges and dead-letter queue again, and binds its queues again."""
 REBIND_S: Final = 30.0
-"""Seconds after which an agent declares the exchanges of its own queues again, and binds the queues again."""
+"""Seconds after which an agent binds its own queues again."""
 ACTIVATION_TYPE: Final = "poke"
 """The ``type`` property of marker messages, for operators who look into a queue."""
+
+_TOKEN: Final = re.compile(r"[0-9a-f]{32}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +90,39 @@ class Topology:
 
     @property
     def orders(self) -> str:
-        """The exchange for orders; the routing key is the node."""
+        """The exchange for orders of virtual transports and of earlier versions; the routing key is the node."""
         return f"nodestate.{self.cell}.orders"
+
+    @property
+    def node_orders(self) -> str:
+        """The exchange for orders at RabbitMQ; the routing key is the node."""
+        return f"nodestate.{self.cell}.node-orders"
+
+    @property
+    def answers(self) -> str:
+        """The exchange for answers at RabbitMQ; the routing key is a token, a dot and the node."""
+        return f"nodestate.{self.cell}.answers"
+
+    def answer_queue(self, token: str) -> str:
+        """The queue for the answers to one connection. ``token`` has 32 hexadecimal digits."""
+        return f"{self.answers}.{token}"
+
+    def answer_token(self, queue: str) -> str:
+        """The token of a queue for answers; empty if a name is none, as the names of earlier versions are."""
+        token = queue.removeprefix(f"{self.answers}.")
+        return token if token != queue and _TOKEN(token) else ""
 
     @property
     def exchanges(self) -> tuple[tuple[str, str], ...]:
         """Every exchange with its type. The control exchange is the last one."""
-        return ((self.exchange, "direct"), (self.dead, "direct"), (self.orders, "direct"), (self.control, "fanout"))
+        return (
+            (self.exchange, "direct"),
+            (self.dead, "direct"),
+            (self.orders, "direct"),
+            (self.node_orders, "topic"),
+            (self.answers, "topic"),
+            (self.control, "fanout"),
+        )
 
     def queue(self, partition: int) -> str:
         """The queue of one partition."""

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from nodestate.auth import NO_AUTH, EventAuth
+from nodestate.consumers.event_origin import check_origin
 from nodestate.consumers.handover_messages import (
     HANDOVER,
     doubt_messages,
@@ -23,7 +24,6 @@ from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import Watermarks, is_marker
 from nodestate.errors import BadEventError, CorruptItemError
 from nodestate.model import MAX_EVENT_BYTES, Event, FoldOutcome, Heartbeat, NodeRecord, check_clock, fold, parse_event
-from nodestate.model.partitioning import partition_of
 from nodestate.model.record import unknown_node
 from nodestate.ports import QUEUE_BEGAN, Delivery
 from nodestate.store.damage import DAMAGE
@@ -298,7 +298,7 @@ class OwnedPartition:
             body = delivery.body
             try:
                 event = parse_event(body)
-                self._check_partition(event, partitions)
+                check_origin(event, delivery, partitions)
                 body = auth.events.check(event.node, body, event.signature)
             except BadEventError as error:
                 pending.refuse(delivery, error)
@@ -336,15 +336,6 @@ class OwnedPartition:
             pending.unconfirmed_designs = self.writers.keys() - self.joining
         return pending
 
-    def _check_partition(self, event: Event, partitions: int) -> None:
-        """Raise ``BadEventError`` if the event's node belongs to another of the layout's ``partitions`` partitions."""
-        if partition_of(event.node, partitions) != self.number:
-            raise BadEventError(
-                "wrong-partition",
-                f"{event.node} belongs to partition {partition_of(event.node, partitions)} of {partitions}, and came "
-                f"in the queue of partition {self.number}: check that its publisher runs the same version of nodestate",
-            )
-
     def _knows_incarnation(self, event: Event) -> bool:
         """True if the record of the event's node has the same incarnation as the event."""
         slot = self.slots.get(event.node)
@@ -372,7 +363,7 @@ class OwnedPartition:
         refusal = handover_refusal(delivery.body, self.number, auth.handovers) if delivery.session else None
         for event, body in events if refusal is None else ():
             try:
-                self._check_partition(event, partitions)
+                check_origin(event, delivery, partitions)
                 if delivery.session:
                     check_clock(event, wall)
                 slot = self._fold(event, room_bytes, pending, -math.inf)[1]

@@ -39,6 +39,8 @@ class Delivery:
     redelivered: bool = False
     cut_from: int = 0
     """Size of the whole body if it was too large and ``body`` is only its beginning; 0 if ``body`` is whole."""
+    node: str = ""
+    """The node whose user published the message, as the broker checked; empty if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ class AgentInbox(Protocol):
         Waits up to ``timeout_s`` seconds for the first, and returns early if an order arrives.
         """
 
-    def answer_census(self, queue: str, body: bytes) -> None:
+    def answer_census(self, queue: str, node: str, body: bytes) -> None:
         """Send one node's version (the bytes of a heartbeat) to the queue of a census. The message may get lost."""
 
     def listen_for(self, nodes: Sequence[str]) -> None:

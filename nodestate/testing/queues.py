@@ -17,6 +17,8 @@ class MemoryMessage:
     body: bytes
     redelivered: bool = False
     durable: bool = True
+    node: str = ""
+    """See ``Delivery``."""
 
 
 @dataclass(slots=True, eq=False)

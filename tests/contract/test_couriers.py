@@ -100,7 +100,7 @@ def test_rabbitmq_drops_an_order_that_waited_longer_than_expires_s(rabbit: Rabbi
     assert isinstance(session, RabbitSession)
     channel = session.connection.control
     queue = channel.queue_declare("", exclusive=True).queue
-    channel.queue_bind(queue, Topology.of(config).orders, "n1")
+    channel.queue_bind(queue, Topology.of(config).node_orders, "n1")
     courier.send([build(courier, 1)], 3.0)
     courier.send([build(courier, 2)], 600.0)
     wait_until(lambda: session.queues.counts(queue) == (2, 0), "the orders do not arrive")

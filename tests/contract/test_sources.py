@@ -240,5 +240,5 @@ def test_waiting_sleeps_on_the_brokers_clock() -> None:
 
 def test_census_answers_are_kept() -> None:
     broker = MemoryBroker(1)
-    broker.sink().answer_census("box", b"1")
+    broker.sink().answer_census("box", "n", b"1")
     assert broker.census == {"box": [b"1"]}

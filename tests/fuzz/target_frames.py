@@ -10,7 +10,7 @@ from amqp import spec
 from amqp.serialization import dumps
 
 from nodestate.broker.diagnostics import dead_letter_of
-from nodestate.broker.rabbitmq.frames import InboundMessage, decoded_headers, frame_handler
+from nodestate.broker.rabbitmq.frames import InboundMessage, decoded_headers, frame_handler, routing_key, user_of
 from nodestate.broker.sessions import FetchedMessage
 from nodestate.model.limits import CUT_BODY_BYTES, MAX_BODY_BYTES
 from tests.fuzz.mutation import mutated_bytes
@@ -42,6 +42,8 @@ def run(data: Random) -> bool:
     [message] = received
     assert message.body_size == size
     assert len(message.body) == (CUT_BODY_BYTES if message.cut_from else size)
+    assert isinstance(user_of(message), str)
+    assert isinstance(routing_key(message), str)
     letter = dead_letter_of(FetchedMessage(b"", 1, False, decoded_headers(message)))
     assert isinstance(letter.reason, str)
     assert isinstance(letter.detail, str)

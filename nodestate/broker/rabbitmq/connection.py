@@ -23,6 +23,8 @@ from nodestate.ports.tls import TlsFiles, client_context, tls_cause
 
 READ_AHEAD_BYTES: Final = 64 * 1024
 CLOSE_TIMEOUT_S: Final = 1.0
+DEFAULT_USER: Final = "guest"
+"""The login if a URL has none."""
 BEATS_PER_HEARTBEAT_COUNT: Final = 2
 """Heartbeat frames that py-amqp sends within one heartbeat."""
 
@@ -95,6 +97,8 @@ class RabbitConnection:
             },
         )
         """kombu's connection, which owns the AMQP connection."""
+        self.user: str = self._kombu.userid or DEFAULT_USER
+        """The login."""
         try:
             if scheme == "amqps":
                 client_context(config.broker_tls)  # its errors name the setting, unlike the errors of py-amqp

@@ -11,9 +11,11 @@ from amqp import spec
 
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.delivery_tracking import Unacked
+from nodestate.broker.rabbitmq.frames import user_of
 from nodestate.broker.rabbitmq.publish_connection import PublishConnection
 from nodestate.broker.rabbitmq.queues import RabbitQueues
 from nodestate.broker.topology import BEGAN_S, MAX_RECEIVED_BYTES, REDECLARE_S, Topology
+from nodestate.broker.users import node_of
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, DeadLetterError
 from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Clock, Delivery
@@ -183,7 +185,8 @@ class RabbitConsumerSession:
                 buffer.append(Delivery(partition, QUEUE_BEGAN, None, 0))
             body = message.body or b""
             self._buffered_bytes += len(body)
-            buffer.append(Delivery(partition, body, tag, number, delivery["redelivered"], message.cut_from))
+            redelivered, node = delivery["redelivered"], node_of(user_of(message))
+            buffer.append(Delivery(partition, body, tag, number, redelivered, message.cut_from, node))
 
         consumed.channel = self.connection.channel()
         consumed.channel.basic_qos(0, self._config.prefetch, False)

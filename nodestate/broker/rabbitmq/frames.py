@@ -2,8 +2,8 @@
 
 py-amqp's own handler decodes all properties of a message, its exchange and its routing key while it reads the frames.
 Any publisher can write bytes there that it cannot decode; then the connection breaks, and again at the next delivery of
-the same message. Here the properties stay encoded until ``decoded_headers`` is called, exchange and routing key are
-discarded, and a body over ``MAX_BODY_BYTES`` is cut while it arrives.
+the same message. Here properties, exchange and routing key stay encoded until one of the functions below is called for
+them, and a body over ``MAX_BODY_BYTES`` is cut while it arrives.
 """
 
 from __future__ import annotations
@@ -26,6 +26,23 @@ HEARTBEAT: Final = 8
 _SIGNATURE_BYTES: Final = 4
 _NO_NAMES: Final = b"\0\0"
 """An empty exchange and an empty routing key."""
+_FLAGS_BYTES: Final = 2
+_TABLE_BYTES: Final = 4
+_HAS_USER: Final = 1 << 4
+_PROPERTIES_BEFORE_USER: Final = (
+    (1 << 15, 0),  # content type
+    (1 << 14, 0),  # content encoding
+    (1 << 13, _TABLE_BYTES),  # headers
+    (1 << 12, 1),  # delivery mode
+    (1 << 11, 1),  # priority
+    (1 << 10, 0),  # correlation id
+    (1 << 9, 0),  # reply to
+    (1 << 8, 0),  # expiration
+    (1 << 7, 0),  # message id
+    (1 << 6, 8),  # timestamp
+    (1 << 5, 0),  # type
+)
+"""Flag and size of each property that stands before the user id; size 0: a short text; a table follows its size."""
 
 OnMethod = Callable[[int, tuple[int, int], bytes, Any], Any]
 """Called with each complete method: channel, signature, encoded arguments, and the message or None."""
@@ -43,16 +60,19 @@ class InboundMessage:
         "channel",
         "cut_from",
         "delivery_info",
+        "encoded_names",
         "encoded_properties",
         "frame_args",
         "frame_method",
     )
 
-    def __init__(self, signature: tuple[int, int], arguments: bytes) -> None:
+    def __init__(self, signature: tuple[int, int], arguments: bytes, names: bytes) -> None:
         self.frame_method = signature
         """The method that carries the message."""
         self.frame_args = arguments
-        """The encoded arguments of the method."""
+        """The encoded arguments of the method, with empty names."""
+        self.encoded_names = names
+        """The exchange and the routing key, as the broker sent them."""
         self.body = b""
         """The body, or its beginning."""
         self.body_size = 0
@@ -108,6 +128,34 @@ def decoded_headers(message: Any) -> Mapping[str, Any]:
     return properties.get("application_headers") or {}
 
 
+def routing_key(message: Any) -> str:
+    """Decode the routing key of an ``InboundMessage``. Bytes that are not UTF-8 become question marks."""
+    names: bytes = message.encoded_names
+    return names[names[0] + 2 :].decode("utf-8", "replace")
+
+
+def user_of(message: Any) -> str:
+    """The user id of an ``InboundMessage``; empty if it has none, or if its properties are malformed.
+
+    RabbitMQ refuses a message whose user id is not the login of its publisher.
+    """
+    properties: bytes = message.encoded_properties
+    if len(properties) < _FLAGS_BYTES or not properties[1] & _HAS_USER:
+        return ""
+    try:
+        (flags,) = unpack_from(">H", properties, 0)
+        at = _FLAGS_BYTES
+        for flag, size in _PROPERTIES_BEFORE_USER:
+            if flags & flag:
+                at += size or 1 + properties[at]
+                if size == _TABLE_BYTES:
+                    at += int.from_bytes(properties[at - size : at], "big")
+        end = at + 1 + properties[at]
+        return properties[at + 1 : end].decode() if end <= len(properties) else ""
+    except (IndexError, UnicodeDecodeError):
+        return ""
+
+
 def frame_handler(connection: Any, on_method: OnMethod) -> Callable[[tuple[int, int, bytes]], bool]:
     """Make the function that takes the frames of a connection, for py-amqp's argument of the same name.
 
@@ -127,9 +175,11 @@ def frame_handler(connection: Any, on_method: OnMethod) -> Callable[[tuple[int, 
             raise UnexpectedFrame(f"frame of type {kind} in place of type {expected}")
         if message is None:
             signature = unpack_from(">HH", payload, 0)
-            strip = _STRIPPED.get(signature)
-            if strip is not None:
-                messages[channel] = InboundMessage(signature, strip(payload))
+            find_names = _NAMES.get(signature)
+            if find_names is not None:
+                start, end = find_names(payload)
+                arguments = payload[:start] + _NO_NAMES + payload[end:]
+                messages[channel] = InboundMessage(signature, arguments, payload[start:end])
                 return False
             on_method(channel, signature, payload, None)
             return True
@@ -142,26 +192,26 @@ def frame_handler(connection: Any, on_method: OnMethod) -> Callable[[tuple[int, 
     return take
 
 
-def _stripped_deliver(arguments: bytes) -> bytes:
-    """Without names: consumer tag, delivery tag, redelivered, exchange, routing key."""
+def _names_of_deliver(arguments: bytes) -> tuple[int, int]:
+    """Consumer tag, delivery tag, redelivered, then the names."""
     tag_end = _SIGNATURE_BYTES + 1 + arguments[_SIGNATURE_BYTES]
-    return arguments[: tag_end + 9] + _NO_NAMES
+    return tag_end + 9, len(arguments)
 
 
-def _stripped_get_ok(arguments: bytes) -> bytes:
-    """Without names: delivery tag, redelivered, exchange, routing key, message count."""
-    return arguments[: _SIGNATURE_BYTES + 9] + _NO_NAMES + arguments[-4:]
+def _names_of_get_ok(arguments: bytes) -> tuple[int, int]:
+    """Delivery tag, redelivered, then the names, then the message count."""
+    return _SIGNATURE_BYTES + 9, len(arguments) - 4
 
 
-def _stripped_return(arguments: bytes) -> bytes:
-    """Without names: reply code, reply text, exchange, routing key."""
+def _names_of_return(arguments: bytes) -> tuple[int, int]:
+    """Reply code, reply text, then the names."""
     text_at = _SIGNATURE_BYTES + 2
-    return arguments[: text_at + 1 + arguments[text_at]] + _NO_NAMES
+    return text_at + 1 + arguments[text_at], len(arguments)
 
 
-_STRIPPED: Final[Mapping[tuple[int, int], Callable[[bytes], bytes]]] = {
-    spec.Basic.Deliver: _stripped_deliver,
-    spec.Basic.GetOk: _stripped_get_ok,
-    spec.Basic.Return: _stripped_return,
+_NAMES: Final[Mapping[tuple[int, int], Callable[[bytes], tuple[int, int]]]] = {
+    spec.Basic.Deliver: _names_of_deliver,
+    spec.Basic.GetOk: _names_of_get_ok,
+    spec.Basic.Return: _names_of_return,
 }
-"""The methods that carry a message, each with the function that discards its exchange and routing key."""
+"""The methods that carry a message, each with the function that finds exchange and routing key in its arguments."""

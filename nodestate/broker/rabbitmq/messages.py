@@ -9,6 +9,7 @@ import amqp
 from amqp import spec
 
 from nodestate.broker.rabbitmq.connection import RabbitConnection
+from nodestate.broker.rabbitmq.frames import InboundMessage, routing_key
 from nodestate.broker.sessions import OnBody
 from nodestate.broker.topology import ACTIVATION_TYPE, CONTENT_TYPE
 
@@ -17,6 +18,8 @@ TRANSIENT: Final = 1
 PERSISTENT: Final = 2
 """Delivery mode of a message that the broker writes to disk."""
 
+OnReturned = Callable[[InboundMessage], None]
+"""Called with a message that the broker returned."""
 OnSettled = Callable[[int, bool, bool], None]
 """Called with the broker's answer to publishes: ``(tag, multiple, ok)``."""
 
@@ -24,18 +27,23 @@ OnSettled = Callable[[int, bool, bool], None]
 class _PreparedMessage(amqp.Message):  # type: ignore[misc]  # amqp has no types
     """A message whose properties are encoded once, for many bodies."""
 
-    def __init__(self, **properties: Any) -> None:
+    def __init__(self, *, encoded: bytes = b"", **properties: Any) -> None:
         super().__init__(b"", **properties)
-        self._encoded: bytes = super()._serialize_properties()
+        self._encoded: bytes = encoded or super()._serialize_properties()
         """The properties as they stand in each message's header frame."""
 
     def _serialize_properties(self) -> bytes:
         return self._encoded
 
 
-def event_message() -> Any:
-    """A persistent message for ``publish``, to be used for many bodies."""
-    return _PreparedMessage(content_type=CONTENT_TYPE, delivery_mode=PERSISTENT)
+def event_message(user: str = "") -> Any:
+    """A persistent message for ``publish``, to be used for many bodies.
+
+    Args:
+        user: the user id of the message, which must be the login; empty for none.
+    """
+    properties: dict[str, Any] = {"user_id": user} if user else {}
+    return _PreparedMessage(content_type=CONTENT_TYPE, delivery_mode=PERSISTENT, **properties)
 
 
 def order_message(expires_s: float) -> Any:
@@ -65,13 +73,13 @@ def confirming_channel(connection: RabbitConnection, on_settled: OnSettled, on_r
     return channel
 
 
-def returning_channel(connection: RabbitConnection, on_returned: OnBody) -> Any:
+def returning_channel(connection: RabbitConnection, on_returned: OnReturned) -> Any:
     """Open a channel without confirms.
 
-    The broker returns a message that no queue takes; ``on_returned`` gets its body.
+    The broker returns a message that no queue takes; ``on_returned`` gets it.
     """
     channel = connection.channel()
-    channel.events["basic_return"].add(lambda _error, _exchange, _key, message: on_returned(message.body or b""))
+    channel.events["basic_return"].add(lambda _error, _exchange, _key, message: on_returned(message))
     return channel
 
 
@@ -83,6 +91,11 @@ def publish(channel: Any, exchange: str, key: str, body: bytes, message: Any) ->
     """
     message.body = body
     channel.send_method(spec.Basic.Publish, "Bssbb", (0, exchange, key, True, False), message)
+
+
+def publish_again(channel: Any, exchange: str, message: InboundMessage) -> None:
+    """Publish a message that the broker returned to another exchange, with the same key, body and properties."""
+    publish(channel, exchange, routing_key(message), message.body, _PreparedMessage(encoded=message.encoded_properties))
 
 
 def send(connection: RabbitConnection, exchange: str, key: str, body: bytes) -> None:

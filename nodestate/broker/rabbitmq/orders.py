@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from nodestate.broker.rabbitmq.connection import RabbitConnection
-from nodestate.broker.rabbitmq.messages import order_message, publish, returning_channel
-from nodestate.broker.rabbitmq.queues import RabbitOwnQueue
-from nodestate.broker.sessions import OnBody
+from nodestate.broker.rabbitmq.frames import InboundMessage
+from nodestate.broker.rabbitmq.messages import order_message, publish, publish_again, returning_channel
+from nodestate.broker.rabbitmq.own_queues import RabbitAnswerQueue
+from nodestate.broker.sessions import OnBody, OnNodeBody
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.model.orders import Order
@@ -27,7 +28,7 @@ class RabbitOrderSession:
     """
 
     def __init__(
-        self, config: Config, connection: RabbitConnection, on_answer: OnBody, on_unroutable: OnBody, clock: Clock
+        self, config: Config, connection: RabbitConnection, on_answer: OnNodeBody, on_unroutable: OnBody, clock: Clock
     ) -> None:
         self.connection = connection
         """The connection that all goes over."""
@@ -35,12 +36,14 @@ class RabbitOrderSession:
         """The cell's settings."""
         self._clock = clock
         """The clock for deadlines and pauses."""
-        self._answers = RabbitOwnQueue(connection, on_answer)
+        self._topology = Topology.of(config)
+        """The names of the cell's exchanges."""
+        self._answers = RabbitAnswerQueue(connection, self._topology, on_answer)
         """The queue that answers come back to."""
-        self._channel = returning_channel(connection, on_unroutable)
+        self._channel = returning_channel(connection, self._send_to_former_agent)
         """The channel for orders."""
-        self._exchange = Topology.of(config).orders
-        """The exchange for orders."""
+        self._former_channel = returning_channel(connection, lambda message: on_unroutable(message.body))
+        """The channel for orders to agents of earlier versions."""
         self._heard_at = clock.monotonic()
         """Monotonic time at which the broker was last known to answer."""
 
@@ -74,7 +77,7 @@ class RabbitOrderSession:
                 if self._clock.monotonic() > deadline:
                     sent = f"{number} of {count_text(len(orders), 'order')}"
                     raise TimeoutError(f"{sent} sent in {self._config.broker_timeout_s:g} s")
-            publish(self._channel, self._exchange, order.node, body, message)
+            publish(self._channel, self._topology.node_orders, order.node, body, message)
 
     def pump(self, timeout_s: float) -> bool:
         """See ``OrderSession``. Raises an error if the connection leads nowhere."""
@@ -85,16 +88,21 @@ class RabbitOrderSession:
             self._ask_if_silent()
         return came
 
+    def _send_to_former_agent(self, message: InboundMessage) -> None:
+        """Send an order that came back to the exchange of earlier versions, where an older agent may listen."""
+        publish_again(self._former_channel, self._topology.orders, message)
+
     def _ask_if_silent(self) -> None:
         """Ask the broker a question if it was silent for ``broker_timeout_s``. Raises an error if no answer comes.
 
-        A load balancer may forget an idle connection, and swallow everything that is sent on it. A broker that is short
-        of memory answers no question, but said so before.
+        A load balancer may forget an idle connection, and swallow everything that is sent on it. An operator may have
+        deleted the exchange for answers: the question binds the queue again. A broker that is short of memory answers
+        no question, but said so before.
         """
         silent_s = self._clock.monotonic() - self._heard_at
         if self.connection.blocked or silent_s <= self._config.broker_timeout_s:
             return
-        self.connection.control.queue_declare(self._answers.name, passive=True)
+        self._answers.bind_again()
         self._heard_at = self._clock.monotonic()
 
     def close(self) -> None:

@@ -9,9 +9,10 @@ import structlog
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.delivery_tracking import Confirms
 from nodestate.broker.rabbitmq.messages import confirming_channel, event_message, publish, send
-from nodestate.broker.rabbitmq.queues import RabbitOwnQueue
-from nodestate.broker.sessions import OnBody, OnDone
+from nodestate.broker.rabbitmq.own_queues import RabbitControlQueue, RabbitOrderQueue
+from nodestate.broker.sessions import OnBody, OnDone, OnNodeBody
 from nodestate.broker.topology import Topology
+from nodestate.broker.users import has_rights_of_nodes_only, node_of
 from nodestate.config import Config
 from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import Clock
@@ -37,9 +38,11 @@ class RabbitPublisherSession:
         """Events that are not yet confirmed."""
         self._channel = confirming_channel(connection, self._confirms.settle, self._on_returned)
         """The channel for events."""
-        self._message = event_message()
+        self._message = event_message(connection.user if node_of(connection.user) else "")
         """The message that carries each event's body in turn."""
-        self._exchange = Topology.of(config).exchange
+        self._topology = Topology.of(config)
+        """The names of the cell's exchanges."""
+        self._exchange = self._topology.exchange
         """The exchange for events."""
         self._keys = [str(bucket) for bucket in range(BUCKETS_COUNT)]
         """The routing key of each bucket."""
@@ -94,13 +97,35 @@ class RabbitPublisherSession:
         publish(self._channel, self._exchange, self._keys[bucket], body, self._message)
         self._confirms.sent(on_done, body)
 
-    def own_queue(self, on_body: OnBody, exchange: str = "") -> RabbitOwnQueue:
+    def control_queue(self, on_body: OnBody) -> RabbitControlQueue:
         """See ``PublisherSession``."""
-        return RabbitOwnQueue(self.connection, on_body, exchange)
+        return RabbitControlQueue(self.connection, self._topology, on_body)
 
-    def send(self, exchange: str, key: str, body: bytes) -> None:
+    def order_queue(self, on_order: OnNodeBody) -> RabbitOrderQueue:
         """See ``PublisherSession``."""
-        send(self.connection, exchange, key, body)
+        return RabbitOrderQueue(self.connection, self._topology, on_order)
+
+    def announce(self, node: str, body: bytes) -> None:
+        """See ``PublisherSession``."""
+        send(self.connection, self._topology.node_orders, node, body)
+
+    def answer(self, queue: str, node: str, body: bytes) -> None:
+        """See ``PublisherSession``.
+
+        A queue of an earlier version is bound to no exchange. A user with the rights of its nodes only may not publish
+        to such a queue, and the broker would end the session, so the answer is not sent.
+        """
+        token = self._topology.answer_token(queue)
+        if token:
+            send(self.connection, self._topology.answers, f"{token}.{node}", body)
+        elif has_rights_of_nodes_only(self.connection.user):
+            structlog.get_logger("nodestate.broker").warning(
+                "an answer is not sent: its queue is not one of the cell, or of a scheduler of an earlier version",
+                queue=queue,
+                node=node,
+            )
+        else:
+            send(self.connection, "", queue, body)
 
     def pump(self, timeout_s: float) -> bool:
         """See ``PublisherSession``. Also keeps the connection's heartbeat."""

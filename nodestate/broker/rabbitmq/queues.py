@@ -1,4 +1,4 @@
-"""Queues at RabbitMQ: the queues of a cell, and the queues of a single connection."""
+"""The queues of a cell at RabbitMQ."""
 
 from __future__ import annotations
 
@@ -8,21 +8,16 @@ from contextlib import suppress
 from typing import Any, Final
 
 import amqp
-from amqp import spec
 
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.frames import decoded_headers
 from nodestate.broker.rabbitmq.messages import PERSISTENT, send_marker
-from nodestate.broker.sessions import DeadQueueFault, FetchedMessage, OnBody, QueueCounts, accepted_body
+from nodestate.broker.sessions import DeadQueueFault, FetchedMessage, QueueCounts
 from nodestate.broker.topology import DEAD_KEY, Topology
-from nodestate.errors import ConfigError
+from nodestate.errors import BrokerUnavailableError, ConfigError
 from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import QUEUE_BEGAN
 
-CONTROL_QUEUE_MAX_LENGTH: Final = 1_000
-"""Resync requests that wait for an agent that does not read; the broker drops older ones."""
-OWN_QUEUE_MAX_BYTES: Final = 64 * 1024 * 1024
-"""Orders or answers that wait for a process that does not read; the broker drops older ones."""
 DECLARATION_POLL_S: Final = 0.05
 """Pause between two looks whether another process has declared the whole cell."""
 DECLARATION_POLLS_COUNT: Final = 20
@@ -48,6 +43,8 @@ class RabbitQueues:
         The control exchange is declared last. If only the exchange for events exists, another process is declaring the
         cell now, so this one waits for it; an operator may also have deleted the control exchange.
         """
+        if not layout and self._is_complete(topology):
+            return
         channel = self._channel
         try:
             new = not layout and not self._exists(topology.control) and not self._exists(topology.exchange)
@@ -71,6 +68,12 @@ class RabbitQueues:
             raise ConfigError(
                 f"cell {topology.cell!r} has queues of another kind at the broker: {error.reply_text}. "
                 f"Set queue_type (now {topology.queue_type}) back, or drain and delete the queues"
+            ) from error
+        except amqp.AccessRefused as error:
+            raise BrokerUnavailableError(
+                self._connection.broker,
+                f"cell {topology.cell!r} is not complete, and user {self._connection.user!r} may not declare what is "
+                f"missing: start 'nodestate consume', which declares it ({error.reply_text})",
             ) from error
 
     def redeclare(self, topology: Topology, partitions: Iterable[int]) -> None:
@@ -185,6 +188,11 @@ class RabbitQueues:
         channel.close()
         return int(removed)
 
+    def _is_complete(self, topology: Topology) -> bool:
+        """True if all exchanges and the dead-letter queue exist. The control exchange is declared last."""
+        exchanges = reversed(topology.exchanges)
+        return all(self._exists(exchange) for exchange, _ in exchanges) and self.counts(topology.dead) is not None
+
     def _exists(self, exchange: str) -> bool:
         try:
             self._channel.exchange_declare(exchange, "direct", passive=True)
@@ -204,62 +212,3 @@ class RabbitQueues:
     def _bind(self, topology: Topology, partition: int) -> None:
         for bucket in topology.buckets(partition):
             self._channel.queue_bind(topology.queue(partition), topology.exchange, str(bucket), nowait=True)
-
-
-class RabbitOwnQueue:
-    """An ``OwnQueue`` at RabbitMQ: exclusive to the connection, deleted with it."""
-
-    def __init__(self, connection: RabbitConnection, on_body: OnBody, exchange: str = "") -> None:
-        self._connection = connection
-        """The connection that the queue belongs to."""
-        self._fanout = exchange
-        """The fanout exchange that the queue is bound to; empty if to none."""
-        self._bound: dict[str, dict[str, None]] = {}
-        """By direct exchange, the keys that are bound."""
-        self._binder: Any = None
-        """A channel for bindings alone, opened at the first: the broker processes a channel's frames in their order."""
-        channel = connection.channel()
-        arguments = (
-            {"x-max-length": CONTROL_QUEUE_MAX_LENGTH} if exchange else {"x-max-length-bytes": OWN_QUEUE_MAX_BYTES}
-        )
-        self.name: str = channel.queue_declare("", exclusive=True, auto_delete=True, arguments=arguments).queue
-        """The name that the broker gave the queue."""
-        if exchange:
-            channel.queue_bind(self.name, exchange)
-
-        def take(message: Any) -> None:
-            on_body(accepted_body(message.body or b"", self.name, message.cut_from))
-
-        channel.basic_consume(self.name, callback=take, no_ack=True)
-
-    def bind(self, exchange: str, keys: Iterable[str]) -> None:
-        """See ``OwnQueue``. There may be ten thousand keys, so none is waited for."""
-        channel, bound = self._binding_channel(), self._bound.setdefault(exchange, {})
-        for key in keys:
-            channel.queue_bind(self.name, exchange, key, nowait=True)
-            bound[key] = None
-
-    def bind_again(self) -> None:
-        """See ``OwnQueue``. Does nothing while the broker is blocked: it would read none of the frames."""
-        if self._connection.blocked:
-            return
-        channel = self._binding_channel()
-        if self._fanout:
-            channel.exchange_declare(self._fanout, "fanout", durable=True, auto_delete=False, nowait=True)
-            channel.queue_bind(self.name, self._fanout, nowait=True)
-        for exchange, keys in self._bound.items():
-            channel.exchange_declare(exchange, "direct", durable=True, auto_delete=False, nowait=True)
-            for key in keys:
-                channel.queue_bind(self.name, exchange, key, nowait=True)
-
-    def unbind(self, exchange: str, keys: Iterable[str]) -> None:
-        """See ``OwnQueue``. AMQP has no unbinding without a reply: py-amqp discards replies that no call waits for."""
-        channel = self._binding_channel()
-        for key in keys:
-            self._bound.get(exchange, {}).pop(key, None)
-            channel.send_method(spec.Queue.Unbind, "BsssF", (0, self.name, exchange, key, {}))
-
-    def _binding_channel(self) -> Any:
-        if self._binder is None:
-            self._binder = self._connection.channel()
-        return self._binder

@@ -9,9 +9,10 @@ from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.consumer import RabbitConsumerSession
 from nodestate.broker.rabbitmq.messages import send
 from nodestate.broker.rabbitmq.orders import RabbitOrderSession
+from nodestate.broker.rabbitmq.own_queues import RabbitAnswerQueue
 from nodestate.broker.rabbitmq.publisher import RabbitPublisherSession
-from nodestate.broker.rabbitmq.queues import RabbitOwnQueue, RabbitQueues
-from nodestate.broker.sessions import CellSession, OnBody, ServerFacts
+from nodestate.broker.rabbitmq.queues import RabbitQueues
+from nodestate.broker.sessions import CellSession, OnBody, OnNodeBody, ServerFacts
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.ports import Clock
@@ -70,9 +71,9 @@ class RabbitSession:
         finally:
             self.connection.fail_if_blocked = False
 
-    def own_queue(self, on_body: OnBody, exchange: str = "") -> RabbitOwnQueue:
+    def answer_queue(self, on_answer: OnNodeBody) -> RabbitAnswerQueue:
         """See ``CellSession``."""
-        return RabbitOwnQueue(self.connection, on_body, exchange)
+        return RabbitAnswerQueue(self.connection, Topology.of(self._config), on_answer)
 
     def pump(self, timeout_s: float) -> bool:
         """See ``CellSession``."""
@@ -92,7 +93,7 @@ class RabbitSession:
         """See ``CellSession``."""
         return RabbitPublisherSession(self._config, self.connection, heartbeat_s, clock)
 
-    def orders(self, on_answer: OnBody, on_unroutable: OnBody, clock: Clock) -> RabbitOrderSession:
+    def orders(self, on_answer: OnNodeBody, on_unroutable: OnBody, clock: Clock) -> RabbitOrderSession:
         """See ``CellSession``."""
         return RabbitOrderSession(self._config, self.connection, on_answer, on_unroutable, clock)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nodestate.broker.sessions import OnBody
+from nodestate.broker.sessions import OnBody, OnNodeBody
 from nodestate.broker.topology import Topology
 from nodestate.broker.virtual.connection import VirtualConnection
 from nodestate.broker.virtual.queues import VirtualOwnQueue
@@ -19,7 +19,9 @@ class VirtualOrderSession:
     expire in a queue: the agent refuses overdue ones.
     """
 
-    def __init__(self, config: Config, connection: VirtualConnection, on_answer: OnBody, on_unroutable: OnBody) -> None:
+    def __init__(
+        self, config: Config, connection: VirtualConnection, on_answer: OnNodeBody, on_unroutable: OnBody
+    ) -> None:
         self.connection = connection
         """The connection that all goes over."""
         self._on_unroutable = on_unroutable

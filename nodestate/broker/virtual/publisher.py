@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodestate.broker.sessions import OnBody, OnDone
+from nodestate.broker.sessions import OnBody, OnDone, OnNodeBody
 from nodestate.broker.topology import Topology
 from nodestate.broker.virtual.connection import VirtualConnection
 from nodestate.broker.virtual.queues import VirtualOwnQueue, takes_bucket
@@ -21,7 +21,9 @@ class VirtualPublisherSession:
         """The connection that all goes over."""
         self._clock = clock
         """The clock for deadlines and pauses."""
-        self._exchange = Topology.of(config).exchange
+        self._topology = Topology.of(config)
+        """The names of the cell's exchanges."""
+        self._exchange = self._topology.exchange
         """The exchange for events."""
         self._has_own_queue = False
         """True if ``pump`` can bring anything."""
@@ -49,14 +51,28 @@ class VirtualPublisherSession:
             self.connection.send("", queue, body)
         on_done(bool(queues))
 
-    def own_queue(self, on_body: OnBody, exchange: str = "") -> VirtualOwnQueue:
+    def control_queue(self, on_body: OnBody) -> VirtualOwnQueue:
         """See ``PublisherSession``."""
         self._has_own_queue = True
-        return VirtualOwnQueue(self.connection, on_body, exchange)
+        return VirtualOwnQueue(self.connection, lambda body, _: on_body(body), fanout=self._topology.control)
 
-    def send(self, exchange: str, key: str, body: bytes) -> None:
+    def order_queue(self, on_order: OnNodeBody) -> VirtualOwnQueue:
         """See ``PublisherSession``."""
-        self.connection.send(exchange, key, body)
+        self._has_own_queue = True
+        return VirtualOwnQueue(self.connection, on_order, orders=self._topology.orders)
+
+    def announce(self, node: str, body: bytes) -> None:
+        """See ``PublisherSession``."""
+        self.connection.send(self._topology.orders, node, body)
+
+    def answer(
+        self,
+        queue: str,
+        node: str,  # noqa: ARG002 - virtual transports have no users
+        body: bytes,
+    ) -> None:
+        """See ``PublisherSession``. The answer goes straight to the queue."""
+        self.connection.send("", queue, body)
 
     def pump(self, timeout_s: float) -> bool:
         """See ``PublisherSession``. Sleeps for ``timeout_s`` if the session has no queue of its own."""

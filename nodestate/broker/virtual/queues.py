@@ -7,7 +7,7 @@ from typing import Any
 
 import kombu
 
-from nodestate.broker.sessions import DeadQueueFault, FetchedMessage, OnBody, QueueCounts, accepted_body
+from nodestate.broker.sessions import DeadQueueFault, FetchedMessage, OnNodeBody, QueueCounts, accepted_body
 from nodestate.broker.topology import ACTIVATION_TYPE, DEAD_KEY, Topology
 from nodestate.broker.virtual.connection import VirtualConnection
 from nodestate.broker.virtual.memory import MEMORY_LOCK
@@ -84,12 +84,14 @@ class VirtualQueues:
 
 
 class VirtualOwnQueue:
-    """An ``OwnQueue`` of a virtual transport. The connection deletes it when it closes.
+    """An ``OwnQueue`` or ``OrderQueue`` of a virtual transport. The connection deletes it when it closes.
 
     With Redis a binding stays until then: kombu removes it only together with its queue.
     """
 
-    def __init__(self, connection: VirtualConnection, on_body: OnBody, exchange: str = "") -> None:
+    def __init__(
+        self, connection: VirtualConnection, on_body: OnNodeBody, *, fanout: str = "", orders: str = ""
+    ) -> None:
         self.name = f"nodestate.box.{kombu.uuid()}"
         """The queue's name."""
         self._connection = connection
@@ -98,57 +100,58 @@ class VirtualOwnQueue:
         """The connection's channel for declarations."""
         self._unbound: set[str] = set()
         """Keys that were bound, and are no longer."""
-        self._exchange = exchange
+        self._fanout = fanout
         """The fanout exchange that the queue is bound to; empty if to none."""
-        self._bound: dict[str, dict[str, None]] = {}
-        """By direct exchange, all keys that were ever bound."""
+        self._orders = orders
+        """The direct exchange that the queue is bound to; empty if to none."""
+        self._bound: dict[str, None] = {}
+        """All keys of the direct exchange that were ever bound."""
         self._channel.queue_declare(self.name, auto_delete=True, exclusive=True)
-        if exchange:
-            self._channel.queue_bind(self.name, exchange)
+        if fanout:
+            self._channel.queue_bind(self.name, fanout)
         connection.open_channel().basic_consume(
             self.name,
             no_ack=True,
-            callback=lambda message: on_body(accepted_body(message.body or b"", self.name)),
+            callback=lambda message: on_body(accepted_body(message.body or b"", self.name), ""),
             consumer_tag=self.name,
         )
         connection.on_close.append(self.delete)
         connection.pump(0)  # Redis subscribes with the first poll
 
-    def bind(self, exchange: str, keys: Iterable[str]) -> None:
-        """See ``OwnQueue``."""
-        bound = self._bound.setdefault(exchange, {})
-        for key in keys:
-            self._channel.queue_bind(self.name, exchange, key)
-            bound[key] = None
+    def bind(self, nodes: Iterable[str]) -> None:
+        """See ``OrderQueue``."""
+        for key in nodes:
+            self._channel.queue_bind(self.name, self._orders, key)
+            self._bound[key] = None
             self._unbound.discard(key)
 
-    def unbind(self, exchange: str, keys: Iterable[str]) -> None:
-        """See ``OwnQueue``."""
-        gone = set(keys)
+    def unbind(self, nodes: Iterable[str]) -> None:
+        """See ``OrderQueue``."""
+        gone = set(nodes)
         self._unbound |= gone
         state = self._channel.state
         with MEMORY_LOCK:
             for key in gone:
-                state.binding_delete(self.name, exchange, key)
+                state.binding_delete(self.name, self._orders, key)
             # One pass for all keys: kombu's own queue_unbind makes a pass through the table for each.
-            table = state.exchanges[exchange]["table"]
+            table = state.exchanges[self._orders]["table"]
             table[:] = [binding for binding in table if binding[2] != self.name or binding[0] not in gone]
 
     def bind_again(self) -> None:
         """See ``OwnQueue``. A fanout exchange keeps no bindings here: Redis subscribes to a channel instead."""
-        for exchange, keys in self._bound.items():
-            table = {key for key, _, queue in self._connection.bindings(exchange) if queue == self.name}
-            for key in keys.keys() - table - self._unbound:
-                bind_again(self._channel, self.name, exchange, key)
+        if self._orders:
+            table = {key for key, _, queue in self._connection.bindings(self._orders) if queue == self.name}
+            for key in self._bound.keys() - table - self._unbound:
+                bind_again(self._channel, self.name, self._orders, key)
 
     def delete(self) -> None:
         """Delete the queue and its bindings."""
-        for exchange, keys in self._bound.items():
-            self.unbind(exchange, keys)
-            for key in keys:
-                # A hook of virtual channels, as in ``delete_queue``.
-                self._channel._delete(self.name, exchange, key, "", self.name)  # noqa: SLF001 - see above
-        delete_queue(self._channel, self.name, self._exchange, "")
+        if self._bound:
+            self.unbind(self._bound)
+        for key in self._bound:
+            # A hook of virtual channels, as in ``delete_queue``.
+            self._channel._delete(self.name, self._orders, key, "", self.name)  # noqa: SLF001 - see above
+        delete_queue(self._channel, self.name, self._fanout, "")
 
 
 def layout_key(topology: Topology, partition: int) -> str:

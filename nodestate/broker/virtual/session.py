@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nodestate.broker.sessions import OnBody, ServerFacts
+from nodestate.broker.sessions import OnBody, OnNodeBody, ServerFacts
 from nodestate.broker.virtual.connection import VirtualConnection
 from nodestate.broker.virtual.consumer import VirtualConsumerSession
 from nodestate.broker.virtual.orders import VirtualOrderSession
@@ -50,9 +50,9 @@ class VirtualSession:
         """See ``CellSession``. A virtual transport has published when the call returns."""
         self.connection.send(exchange, key, body)
 
-    def own_queue(self, on_body: OnBody, exchange: str = "") -> VirtualOwnQueue:
+    def answer_queue(self, on_answer: OnNodeBody) -> VirtualOwnQueue:
         """See ``CellSession``."""
-        return VirtualOwnQueue(self.connection, on_body, exchange)
+        return VirtualOwnQueue(self.connection, on_answer)
 
     def pump(self, timeout_s: float) -> bool:
         """See ``CellSession``."""
@@ -72,7 +72,7 @@ class VirtualSession:
 
     def orders(
         self,
-        on_answer: OnBody,
+        on_answer: OnNodeBody,
         on_unroutable: OnBody,
         clock: Clock,  # noqa: ARG002 - sending has no deadline here
     ) -> VirtualOrderSession:
