@@ -116,6 +116,23 @@ def test_an_invalid_message_becomes_a_dead_letter_with_its_reason_and_later_even
     assert world.converge() < 5
 
 
+def test_an_event_of_another_node_than_its_user_becomes_a_dead_letter_and_changes_nothing(world: SimulatedCell) -> None:
+    """A report that replaced the state of another node would be believed by all readers."""
+    one, other = ZERO[:2]
+    before = {reader: reader.read(5.0).nodes[one].version for reader in world.readers}
+    generation = world.agents[one].publisher.version.generation + 1
+    body = an_event(kind="report", state={"zone": "forged"}, generation=generation)
+    world.poisoned(0, body, node=other)
+    world.poisoned(0, an_event(node=other), node=other)
+    world.run_well(1)
+    assert [(letter.body, letter.reason) for letter in world.broker.dead_letters] == [(body, "wrong-user")]
+    assert other in world.broker.dead_letters[0].detail
+    assert dead_letters(world.members[0]) == {"wrong-user": 1}
+    for reader, version in before.items():
+        view = reader.read(5.0)
+        assert (view.nodes[one].version, view.incomplete) == (version, set())
+
+
 def test_a_refused_event_makes_its_node_incomplete(world: SimulatedCell) -> None:
     """I5: the agent published a newer state, so the state before must not pass for the newest one."""
     publisher = world.agents[ZERO[0]].publisher

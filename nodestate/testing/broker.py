@@ -83,9 +83,14 @@ class MemoryBroker:
         """
         return MemorySource(self, partitions, standby, layout or self.partitions)
 
-    def sink(self, auth: OrderAuth | None = None) -> MemorySink:
-        """A publisher. It gets the resync requests that are sent from now on. ``auth`` checks orders; None: none."""
-        return MemorySink(self, auth)
+    def sink(self, auth: OrderAuth | None = None, *, node: str = "") -> MemorySink:
+        """A publisher. It gets the resync requests that are sent from now on.
+
+        Args:
+            auth: checks orders; None: none.
+            node: the node whose user it logs in with; empty: a user of no single node.
+        """
+        return MemorySink(self, auth, node)
 
     def courier(self, auth: OrderAuth | None = None) -> MemoryCourier:
         """A scheduler's way to the nodes of all sinks. ``auth`` signs orders and checks answers; None: neither."""

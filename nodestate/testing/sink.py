@@ -43,11 +43,13 @@ class MemorySink:
         sink.resyncs(timeout_s=0)    # calls on_done(False), once, and reconnects
     """
 
-    def __init__(self, broker: MemoryBroker, auth: OrderAuth | None = None) -> None:
+    def __init__(self, broker: MemoryBroker, auth: OrderAuth | None = None, node: str = "") -> None:
         self._auth = auth or OrderAuth()
         """Checks orders, and signs answers."""
         self._broker = broker
         """The broker that it connects to."""
+        self._node = node
+        """The node whose user it logs in with; empty: a user of no single node."""
         self._unconfirmed: list[_UnconfirmedEvent] = []
         """Events that were not confirmed yet, oldest first."""
         self._lost: list[Callable[[bool], None]] = []
@@ -70,7 +72,10 @@ class MemorySink:
     def publish(self, bucket: int, body: bytes, on_done: Callable[[bool], None]) -> None:
         """Put the event into one queue of each layout. The confirm comes later."""
         self._ensure_connected()
-        copies = [(queues[bucket % layout], MemoryMessage(body)) for layout, queues in self._broker.layouts.items()]
+        copies = [
+            (queues[bucket % layout], MemoryMessage(body, node=self._node))
+            for layout, queues in self._broker.layouts.items()
+        ]
         for queue, message in copies:
             queue.messages.append(message)
         self._unconfirmed.append(_UnconfirmedEvent(copies, on_done))

@@ -177,4 +177,6 @@ class MemorySource:
             self._last_tag += 1
             unacked[self._last_tag] = message
             self._silent.discard(partition)
-            yield Delivery(partition, message.body, self._last_tag, self.session, message.redelivered)
+            yield Delivery(
+                partition, message.body, self._last_tag, self.session, message.redelivered, node=message.node
+            )

@@ -13,7 +13,7 @@ from nodestate.broker.rabbitmq.session import RabbitSession
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
-from nodestate.model.orders import Answer
+from nodestate.model.orders import Answer, Order, decode_order, encode
 from nodestate.ports import AgentInbox, Courier
 from nodestate.testing import ManualClock, MemoryBroker
 from tests.contract.courier import (
@@ -109,6 +109,68 @@ def test_rabbitmq_drops_an_order_that_waited_longer_than_expires_s(rabbit: Rabbi
     assert fetched is not None
     assert b"order-2" in fetched.body
     courier.close()
+    session.close()
+
+
+@pytest.mark.service
+def test_an_agent_of_an_earlier_version_gets_orders_and_its_answers_arrive(rabbit: RabbitServer, cell: str) -> None:
+    """It knows one exchange for orders, and publishes answers to the queue of the scheduler."""
+    config = Config(broker=rabbit.url, cell=cell, partitions=1)
+    session, courier = open_session(config, "test"), KombuCourier(config)
+    assert isinstance(session, RabbitSession)
+    channel = session.connection.control
+    queue = channel.queue_declare("", exclusive=True).queue
+    channel.queue_bind(queue, Topology.of(config).orders, "n1")
+    order = build(courier, 1)
+    courier.send([order], PATIENCE_S)
+    bodies: list[bytes] = []
+
+    def arrives() -> bool:
+        assert courier.answers(0.01) == []
+        fetched = session.queues.fetch(queue)
+        bodies.extend([fetched.body] if fetched is not None else [])
+        return bool(bodies)
+
+    wait_until(arrives, "the order does not arrive")
+    assert decode_order(bodies[0]) == order
+    session.send("", order.reply_to, encode(done(order)))
+    assert take_answers(courier, 1) == [done(order)]
+    courier.close()
+    session.close()
+
+
+@pytest.mark.service
+def test_a_scheduler_of_an_earlier_version_reaches_an_agent_and_gets_its_answer(
+    rabbit: RabbitServer, cell: str
+) -> None:
+    """It knows one exchange for orders, and waits for answers in a queue that is bound to no exchange."""
+    config = Config(broker=rabbit.url, cell=cell, partitions=1)
+    session, agent = open_session(config, "test"), KombuSink(config)
+    assert isinstance(session, RabbitSession)
+    agent.listen_for(["n1"])
+    queue = session.connection.control.queue_declare("", exclusive=True).queue
+    order = structs.replace(build(None, 1), reply_to=queue)
+    orders: list[Order] = []
+
+    def arrives() -> bool:
+        session.send(Topology.of(config).orders, "n1", encode(order))
+        agent.resyncs(0.05)
+        orders.extend(agent.orders())
+        return bool(orders)
+
+    wait_until(arrives, "the order does not arrive")
+    assert orders[0] == order
+    agent.answer(order.reply_to, done(order))
+    answers: list[bytes] = []
+
+    def answered() -> bool:
+        fetched = session.queues.fetch(queue)
+        answers.extend([fetched.body] if fetched is not None else [])
+        return bool(answers)
+
+    wait_until(answered, "the answer does not arrive")
+    assert answers == [encode(done(order))]
+    agent.close()
     session.close()
 
 

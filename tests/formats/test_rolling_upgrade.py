@@ -18,8 +18,10 @@ from typing import Any, Final
 
 import pytest
 
+from harness.servers import RabbitServer
+from harness.waiting import PATIENCE_S
 from nodestate.model import fold, parse_event
-from tests.formats import exchange
+from tests.formats import exchange, order_exchange
 
 OLD: Final = "8c7aaef"
 ROOT: Final = Path(__file__).parents[2]
@@ -101,6 +103,32 @@ def test_consumers_and_readers_of_8c7aaef_work_with_new_writers_and_the_other_wa
     taken_over, refused = exchange.consume(old_consumed[0], later)
     assert refused == {}
     assert exchange.read(taken_over) == expected(events, later), "the new consumer took over from an old one"
+
+
+@pytest.mark.service
+@pytest.mark.thorough
+@pytest.mark.parametrize("old_role", ["agent", "scheduler"])
+def test_agents_and_schedulers_of_both_versions_exchange_orders_and_answers(
+    rabbit: RabbitServer, cell: str, old_package: Path, old_role: str
+) -> None:
+    """In whatever order processes are upgraded, orders reach their agents, and answers their schedulers."""
+    script = str(Path(order_exchange.__file__))
+    processes = [
+        subprocess.Popen(  # noqa: S603 - our own script
+            [sys.executable, script, role, rabbit.url, cell, "node-1"],
+            env={**os.environ, "PYTHONPATH": str(old_package if role == old_role else ROOT)},
+            cwd=old_package if role == old_role else ROOT,
+            stdout=subprocess.PIPE,
+        )
+        for role in ("agent", "scheduler")
+    ]
+    try:
+        written = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [json.loads(ids) for ids in written] == [[f"o-{number}" for number in range(order_exchange.COUNT)]] * 2
 
 
 @pytest.mark.thorough

@@ -760,10 +760,10 @@ class SimulatedCell:
             for reader in self.readers:
                 reader.read(5.0)
 
-    def poisoned(self, partition: int, body: bytes) -> None:
-        """Put a malformed message into a queue."""
+    def poisoned(self, partition: int, body: bytes, node: str = "") -> None:
+        """Put a malformed message into a queue, or one of the user of another ``node``."""
         self.poison.add(body)
-        sink = self.broker.sink()
+        sink = self.broker.sink(node=node)
         sink.publish(partition, body, lambda _ok: None)
         self.broker.sinks.remove(sink)  # it is gone before the broker could report a loss to it
 

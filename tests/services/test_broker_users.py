@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import amqp
+import msgspec
 import pytest
 
 from harness.commands import run_command, start_command
@@ -36,16 +37,15 @@ pytestmark = [pytest.mark.service, pytest.mark.thorough]
 
 GUIDE: Final = Path(__file__).parents[2] / "docs/how-to/secure.md"
 PASSWORD: Final = "pass/word"  # noqa: S105 - of a broker that ends with the test
-NODES: Final = ("left-0", "right-0")
+NODES: Final = ("left-0000", "right-0000")
 PARTITIONS: Final = 2
 
 
 def commands_of_the_guide(node: str, cell: str) -> list[list[str]]:
     """The commands in the guide's section, for another node and cell."""
-    section = (
-        GUIDE.read_text(encoding="utf-8").partition("## RabbitMQ with one user for each node")[2].partition("\n## ")[0]
-    )
-    text = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)).replace("\\\n", " ")
+    section = GUIDE.read_text(encoding="utf-8").partition("## RabbitMQ with one user for each node")[2]
+    blocks = re.findall(r"```sh\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)
+    text = "\n".join(blocks).replace("\\\n", " ")
     text = text.replace("cell1", cell).replace("compute-0001", node)
     return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("rabbitmqctl")]
 
@@ -56,6 +56,7 @@ class Site:
     def __init__(self, server: RabbitServer, cell: str) -> None:
         self.server = server
         self.cell = cell
+        self._sessions: list[RabbitSession] = []
         done: list[list[str]] = []
         for node in NODES:
             for words in commands_of_the_guide(node, cell):
@@ -73,7 +74,13 @@ class Site:
         """A channel of a program that has the password of a user."""
         session = open_session(self.config(user), "test", declare=False)
         assert isinstance(session, RabbitSession)
+        self._sessions.append(session)
         return session.connection.control
+
+    def close_sessions(self) -> None:
+        """Close the sessions of all channels."""
+        while self._sessions:
+            self._sessions.pop().close()
 
 
 @pytest.fixture(scope="module")
@@ -104,20 +111,21 @@ def opened() -> Iterator[Callable[[Any], Any]]:
 
 
 @pytest.fixture
-def declared(site: Site) -> Site:
+def declared(site: Site) -> Iterator[Site]:
     """The cell, as a consumer declares it."""
     source = KombuSource(site.config("consumer"), range(PARTITIONS))
     source.receive(1, 0.0)
     source.close()
-    return site
+    yield site
+    site.close_sessions()
 
 
 # -- what the users are for -----------------------------------------------------------------------
 
 
 def test_an_agent_that_may_not_declare_the_cell_says_so_until_a_consumer_ran(site: Site) -> None:
-    other = Config(broker=site.url("node-left-0"), cell="users-2", partitions=PARTITIONS)
-    with pytest.raises(BrokerUnavailableError, match=r"user 'node-left-0' may not declare .*nodestate consume"):
+    other = Config(broker=site.url("node-left-0000"), cell="users-2", partitions=PARTITIONS)
+    with pytest.raises(BrokerUnavailableError, match=r"user 'node-left-0000' may not declare .*nodestate consume"):
         KombuSink(other).resyncs(0)
 
 
@@ -145,15 +153,15 @@ def test_a_cell_runs_with_the_users_of_the_guide(
         for member in members:
             stack.callback(member.kill)
             member.start()
-            member.wait_for_log("partition taken over")
+            member.wait_for_log("connected")
+        members[0].wait_for_log("partition taken over")
         for node in NODES:
-            prefix = node.removesuffix("0")
+            prefix = node.removesuffix("0000")
             words = ("agent", "--source", "simulated", "--nodes", "1", "--rate", "5", "--prefix", prefix)
             agent = stack.enter_context(start_command(environment(f"node-{node}"), *words))
             stack.callback(agent.kill)
-        reader = stack.enter_context(
-            Reader(site.config("nobody", store=settings["NODESTATE_STORE"], designs=("snapshot",)))
-        )
+        config = site.config("nobody", store=settings["NODESTATE_STORE"], designs=("snapshot",), read_design="snapshot")
+        reader = stack.enter_context(Reader(config))
 
         def all_report() -> bool:
             view = reader.read(max_age=1e9, on_stale="flag")
@@ -164,7 +172,9 @@ def test_a_cell_runs_with_the_users_of_the_guide(
         def ask(user: str, *words: str) -> Any:
             return json.loads(run_command(environment(user), *words, "--json")[0])
 
-        [booted] = ask("scheduler", "boot", "--resources", "VCPU=1", "--instance", "vm-1")["instances"]
+        request = tmp_path / "request.json"
+        request.write_text(json.dumps({"instances": ["vm-1"], "resources": {"VCPU": 1}}), encoding="utf-8")
+        [booted] = ask("scheduler", "boot", str(request))["instances"]
         assert booted["node"] in NODES
         moved = ask("scheduler", "evacuate", booted["node"])
         [other] = set(NODES) - {booted["node"]}
@@ -173,7 +183,7 @@ def test_a_cell_runs_with_the_users_of_the_guide(
         findings = ask("operator", "doctor")["findings"]
         assert [one for one in findings if one["level"] == "FAIL"] == []
         members[0].kill()
-        members[1].wait_for_log("partition taken over", PARTITIONS)
+        members[1].wait_for_log("partition taken over")
         wait_until(all_report, "the other member does not take over")
         assert members[1].stop()["dead_letters"] == {}
 
@@ -181,11 +191,11 @@ def test_a_cell_runs_with_the_users_of_the_guide(
 def test_orders_and_answers_flow_between_an_agent_and_a_scheduler_of_the_guide(declared: Site) -> None:
     class Broker(OverKombu):
         def sink(self) -> Any:
-            return KombuSink(declared.config("node-left-0"))
+            return KombuSink(declared.config("node-left-0000"))
 
     bench = OrderBench(Broker(declared.config("scheduler")))
-    courier, agent = bench.courier(), bench.agent("left-0")
-    order = End(id="o-1", node="left-0", instance="vm", reply_to=courier.reply_to)
+    courier, agent = bench.courier(), bench.agent("left-0000")
+    order = End(id="o-1", node="left-0000", instance="vm", reply_to=courier.reply_to)
     courier.send([order], PATIENCE_S)
     orders: list[Order] = []
 
@@ -201,10 +211,6 @@ def test_orders_and_answers_flow_between_an_agent_and_a_scheduler_of_the_guide(d
 
 
 # -- what they forbid -----------------------------------------------------------------------------
-
-
-def queue(site: Site) -> str:
-    return Topology.of(site.config("operator")).queue(0)
 
 
 Attempt = Callable[[Any, Topology, str], object]
@@ -224,10 +230,10 @@ FORBIDDEN: Final[dict[str, Attempt]] = {
     "bind events": lambda channel, topology, own: channel.queue_bind(own, topology.exchange, "0"),
     "bind answers": lambda channel, topology, own: channel.queue_bind(own, topology.answers, "#"),
     "bind orders of earlier versions": lambda channel, topology, own: channel.queue_bind(
-        own, topology.orders, "right-0"
+        own, topology.orders, "right-0000"
     ),
     "bind the orders of another node": lambda channel, topology, own: channel.queue_bind(
-        own, topology.node_orders, "right-0"
+        own, topology.node_orders, "right-0000"
     ),
     "bind the orders of all nodes": lambda channel, topology, own: channel.queue_bind(own, topology.node_orders, "#"),
     "bind the orders of all nodes by a star": lambda channel, topology, own: channel.queue_bind(
@@ -236,19 +242,19 @@ FORBIDDEN: Final[dict[str, Attempt]] = {
     "bind an exchange to orders": lambda channel, topology, _: channel.exchange_bind(
         topology.exchange, topology.node_orders, "#"
     ),
-    "give orders to another node": lambda channel, topology, _: _publish(channel, topology.node_orders, "right-0"),
+    "give orders to another node": lambda channel, topology, _: _publish(channel, topology.node_orders, "right-0000"),
     "give orders by the exchange of earlier versions": lambda channel, topology, _: _publish(
-        channel, topology.orders, "right-0"
+        channel, topology.orders, "right-0000"
     ),
     "answer in the name of another node": lambda channel, topology, _: _publish(
-        channel, topology.answers, f"{'0' * 32}.right-0"
+        channel, topology.answers, f"{'0' * 32}.right-0000"
     ),
     "answer in the name of no node": lambda channel, topology, _: _publish(channel, topology.answers, "0" * 32),
     "publish to a queue": lambda channel, topology, _: _publish(channel, "", topology.queue(0)),
     "ask all agents for reports": lambda channel, topology, _: _publish(channel, topology.control, ""),
     "write dead letters": lambda channel, topology, _: _publish(channel, topology.dead, "dead"),
     "publish as another user": lambda channel, topology, _: _publish(
-        channel, topology.exchange, "0", user_id="node-right-0"
+        channel, topology.exchange, "0", user_id="node-right-0000"
     ),
 }
 
@@ -264,15 +270,14 @@ def test_a_user_of_a_node_can_do_nothing_that_another_node_or_the_cell_would_not
     operator = declared.channel("operator")
     before = {name: operator.queue_declare(name, passive=True).message_count for _, name in topology.queues()}
     for what, attempt in FORBIDDEN.items():
-        channel = declared.channel("node-left-0")
+        channel = declared.channel("node-left-0000")
         own = channel.queue_declare("", exclusive=True).queue
-        channel.queue_bind(own, topology.node_orders, "left-0")
-        _publish(channel, topology.exchange, "0", user_id="node-left-0")
+        channel.queue_bind(own, topology.node_orders, "left-0000")
+        _publish(channel, topology.exchange, "0", user_id="node-left-0000")
         with pytest.raises((amqp.AccessRefused, amqp.PreconditionFailed)) as refused:
             attempt(channel, topology, own)
         if not isinstance(refused.value, amqp.AccessRefused):
             assert what == "publish as another user"
-        channel.connection.close()
     after = {name: operator.queue_declare(name, passive=True).message_count for _, name in topology.queues()}
     assert sum(after.values()) - sum(before.values()) == len(FORBIDDEN), "only its own events came"
     operator.queue_purge(topology.queue(0))
@@ -280,21 +285,22 @@ def test_a_user_of_a_node_can_do_nothing_that_another_node_or_the_cell_would_not
 
 def test_the_queues_of_other_users_are_locked(declared: Site, opened: Callable[[Any], Any]) -> None:
     """Names of queues of agents and schedulers may be known."""
-    courier, other = opened(KombuCourier(declared.config("scheduler"))), declared.channel("node-right-0")
+    topology = Topology.of(declared.config("operator"))
+    courier, other = opened(KombuCourier(declared.config("scheduler"))), declared.channel("node-right-0000")
     theirs = other.queue_declare("", exclusive=True).queue
     attempts: list[Callable[[Any, str], object]] = [
         lambda channel, name: channel.basic_get(name),
         lambda channel, name: channel.queue_purge(name),
         lambda channel, name: channel.queue_delete(name),
-        lambda channel, name: channel.queue_bind(name, Topology.of(declared.config("operator")).node_orders, "left-0"),
+        lambda channel, name: channel.queue_bind(
+            name, Topology.of(declared.config("operator")).node_orders, "left-0000"
+        ),
     ]
     for name in (theirs, courier.reply_to):
         for attempt in attempts:
-            channel = declared.channel("node-left-0")
+            channel = declared.channel("node-left-0000")
             with pytest.raises((amqp.AccessRefused, amqp.ResourceLocked)):
                 attempt(channel, name)
-            channel.connection.close()
-    other.connection.close()
 
 
 def test_the_key_of_another_node_in_a_header_gives_it_no_order_and_no_answer(
@@ -304,31 +310,30 @@ def test_the_key_of_another_node_in_a_header_gives_it_no_order_and_no_answer(
     topology = Topology.of(declared.config("operator"))
     courier, agent = (
         opened(KombuCourier(declared.config("scheduler"))),
-        opened(KombuSink(declared.config("node-right-0"))),
+        opened(KombuSink(declared.config("node-right-0000"))),
     )
-    agent.listen_for(["right-0"])
+    agent.listen_for(["right-0000"])
     agent.resyncs(0)
-    intruder = declared.channel("node-left-0")
-    for body in (encode(End(id="forged", node="right-0", instance="vm", reply_to=courier.reply_to)), b"\xc1"):
-        message = amqp.Message(body, application_headers={"CC": ["right-0"]})
+    intruder = declared.channel("node-left-0000")
+    for body in (encode(End(id="forged", node="right-0000", instance="vm", reply_to=courier.reply_to)), b"\xc1"):
+        message = amqp.Message(body, application_headers={"CC": ["right-0000"]})
         wait_until(lambda sent=message: _comes(agent, intruder, topology, sent), "the header does not route")
     assert agent.orders() == []
     token = topology.answer_token(courier.reply_to)
-    answer = encode(Answer(id="o", node="right-0", instance="vm", incarnation=5, generation=1))
-    intruder.basic_publish(amqp.Message(answer), topology.answers, f"{token}.left-0")
+    answer = encode(Answer(id="o", node="right-0000", instance="vm", incarnation=5, generation=1))
+    intruder.basic_publish(amqp.Message(answer), topology.answers, f"{token}.left-0000")
 
     def refused() -> bool:
         assert courier.answers(0.05) == []
         return bool(courier.bad_answers)
 
     wait_until(refused, "the answer does not come")
-    intruder.connection.close()
 
 
 def _comes(agent: KombuSink, intruder: Any, topology: Topology, message: Any) -> bool:
     """Send a message with the own key and another one in a header. True if the agent of the other one refuses it."""
     before = agent.bad_orders
-    intruder.basic_publish(message, topology.node_orders, "left-0")
+    intruder.basic_publish(message, topology.node_orders, "left-0000")
     agent.resyncs(0.1)
     assert agent.orders() == []
     return agent.bad_orders > before
@@ -337,24 +342,22 @@ def _comes(agent: KombuSink, intruder: Any, topology: Topology, message: Any) ->
 def test_an_event_of_another_node_carries_the_user_that_published_it(
     declared: Site, opened: Callable[[Any], Any]
 ) -> None:
-    import msgspec  # noqa: PLC0415 - only here
-
     source, sink = (
         opened(KombuSource(declared.config("consumer"), range(PARTITIONS))),
-        opened(KombuSink(declared.config("node-left-0"))),
+        opened(KombuSink(declared.config("node-left-0000"))),
     )
-    event = Heartbeat(node="right-0", incarnation=1_763_787_600, generation=1, reported_at=1_763_787_600.0)
+    event = Heartbeat(node="right-0000", incarnation=1_763_787_600, generation=1, reported_at=1_763_787_600.0)
     confirmed: list[bool] = []
-    sink.publish(bucket_of("right-0"), msgspec.msgpack.encode(event), confirmed.append)
+    sink.publish(bucket_of("right-0000"), msgspec.msgpack.encode(event), confirmed.append)
     sink.flush(PATIENCE_S)
     assert confirmed == [True]
     nodes: list[str] = []
 
     def came() -> bool:
         for delivery in source.receive(100, 0.05):
-            nodes.extend([delivery.node] if b"right-0" in delivery.body else [])
+            nodes.extend([delivery.node] if b"right-0000" in delivery.body else [])
             source.ack([delivery])
         return bool(nodes)
 
     wait_until(came, "the event does not come")
-    assert nodes == ["left-0"]
+    assert nodes == ["left-0000"]
