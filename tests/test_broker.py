@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NoReturn
 
+import amqp
 import msgspec
 import pytest
 from hypothesis import given
@@ -36,6 +37,7 @@ from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.delivery_tracking import Confirms, Unacked
 from nodestate.broker.rabbitmq.messages import confirming_channel, event_message, publish
 from nodestate.broker.rabbitmq.publish_connection import PublishConnection
+from nodestate.broker.rabbitmq.queues import RabbitQueues
 from nodestate.broker.rabbitmq.session import RabbitSession
 from nodestate.broker.topology import DEAD_QUEUE_MAX_BYTES
 from nodestate.broker.virtual.session import VirtualSession
@@ -953,6 +955,47 @@ def test_the_first_member_to_leave_a_layout_deletes_no_queue(config: Config) -> 
     source.close()
     sink.close()
     assert layouts.delete(2, unseen=not layouts.sees_consumers)
+
+
+class _PassiveChannel:
+    """A channel of a user that may not declare anything, at a broker with or without the cell."""
+
+    def __init__(self, *, complete: bool) -> None:
+        self._complete = complete
+
+    def exchange_declare(self, *_: object, passive: bool = False, **__: object) -> None:
+        self._answer(passive)
+
+    def queue_declare(self, queue: str, *, passive: bool = False, **_: object) -> Any:
+        self._answer(passive)
+        return amqp.protocol.queue_declare_ok_t(queue, 0, 0)
+
+    def _answer(self, passive: bool) -> None:
+        if not passive:
+            raise amqp.AccessRefused("refused")
+        if not self._complete:
+            raise amqp.NotFound("missing")
+
+
+class _PassiveConnection:
+    """The part of a connection that ``RabbitQueues`` uses."""
+
+    broker, user = "amqp://broker", "node-n1"
+
+    def __init__(self, *, complete: bool) -> None:
+        self.control = _PassiveChannel(complete=complete)
+
+    def pump(self, _timeout_s: float) -> bool:
+        return False
+
+
+def test_a_user_that_may_not_declare_connects_to_a_complete_cell_and_names_the_remedy_for_another() -> None:
+    topology = Topology.of(Config(cell="c1", partitions=2))
+    complete: Any = _PassiveConnection(complete=True)
+    RabbitQueues(complete).declare(topology, layout=False, mark_began=True)
+    missing: Any = _PassiveConnection(complete=False)
+    with pytest.raises(BrokerUnavailableError, match="user 'node-n1' may not declare them: start 'nodestate consume'"):
+        RabbitQueues(missing).declare(topology, layout=False, mark_began=True)
 
 
 # -- what an operator deletes ---------------------------------------------------------------------

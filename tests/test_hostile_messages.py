@@ -27,6 +27,7 @@ from nodestate.config import Config
 from nodestate.errors import BadEventError
 from nodestate.model.limits import CUT_BODY_BYTES, MAX_BODY_BYTES
 from nodestate.model.orders import MAX_ORDER_BYTES, Answer, decode_answer, decode_order, encode
+from nodestate.model.presence import Presence, encode_presence
 from nodestate.ports import ACTIVATION, Delivery, Resync, Source
 from tests.hostile_messages import PROPERTIES, send_raw, with_headers
 
@@ -392,6 +393,43 @@ def test_no_message_on_the_exchange_for_orders_breaks_an_agent(
     assert {one.id for one in orders} == {"honest"}
     assert sink.bad_orders == len(PROPERTIES) + len(ORDERS) + 2
     assert sink._sessions.current is session
+
+
+@pytest.mark.service
+def test_orders_and_answers_whose_routing_key_names_another_node_are_dropped(
+    config: Config, channel: Any, opened: Callable[[Any], Any]
+) -> None:
+    """RabbitMQ limits the routing keys of an agent's user, and not the bodies."""
+    topology = Topology.of(config)
+    sink, courier = opened(KombuSink(config)), opened(KombuCourier(config))
+    queue = courier.reply_to
+    sink.listen_for(["n1", "n2"])
+    orders: list[Any] = []
+
+    def comes() -> bool:
+        send_raw(channel, topology.node_orders, "n2", order(id="foreign"), b"\x00\x00")
+        send_raw(channel, topology.node_orders, "n1", order(id="honest"), b"\x00\x00")
+        sink.resyncs(0.05)
+        orders.extend(sink.orders())
+        return bool(orders and sink.bad_orders)
+
+    wait_until(comes, "the orders do not come")
+    assert {one.id for one in orders} == {"honest"}
+    presence = encode_presence(Presence(node="n1", incarnation=5, generation=7, life="token", host="host-1"))
+    send_raw(channel, topology.node_orders, "n2", presence, b"\x00\x00")
+    for key, name in (("n2", "foreign"), ("n1", "honest")):
+        answer = encode(Answer(id=name, node="n1", instance="i-1"))
+        send_raw(channel, topology.answers, f"{topology.answer_token(queue)}.{key}", answer, b"\x00\x00")
+    answers: list[Answer] = []
+
+    def answered() -> bool:
+        answers.extend(courier.answers(0.05))
+        return bool(answers)
+
+    wait_until(answered, "the honest answer does not come")
+    assert ([one.id for one in answers], courier.bad_answers) == (["honest"], 1)
+    sink.resyncs(0.05)
+    assert ({one.id for one in sink.orders()} <= {"honest"}, sink.presences()) == (True, [])
 
 
 @pytest.mark.service

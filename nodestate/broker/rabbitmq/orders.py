@@ -89,7 +89,7 @@ class RabbitOrderSession:
         return came
 
     def _send_to_former_agent(self, message: InboundMessage) -> None:
-        """Send an order that came back to the exchange of earlier versions, where an older agent may listen."""
+        """Send an order that came back to the exchange to which agents of earlier versions are bound."""
         publish_again(self._former_channel, self._topology.orders, message)
 
     def _ask_if_silent(self) -> None:

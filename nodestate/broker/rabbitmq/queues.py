@@ -72,8 +72,8 @@ class RabbitQueues:
         except amqp.AccessRefused as error:
             raise BrokerUnavailableError(
                 self._connection.broker,
-                f"cell {topology.cell!r} is not complete, and user {self._connection.user!r} may not declare what is "
-                f"missing: start 'nodestate consume', which declares it ({error.reply_text})",
+                f"queues or exchanges of cell {topology.cell!r} are missing, and user {self._connection.user!r} may "
+                f"not declare them: start 'nodestate consume', which declares them ({error.reply_text})",
             ) from error
 
     def redeclare(self, topology: Topology, partitions: Iterable[int]) -> None:
