@@ -280,7 +280,7 @@ class KombuSink:
         structlog.get_logger("nodestate.broker").warning("an order is refused", reason=str(error))
         refusal = bad_order(body, error)
         # Only for the node of the routing key: the broker ends the session of an agent that answers for others.
-        if refusal is not None and (not node or refusal[1].node == node):
+        if refusal is not None and (not node or (refusal[1].node == node and node in self._nodes)):
             queue, answer = refusal
             with suppress(BrokerUnavailableError):  # the next call raises it again
                 # Not signed: any sender can name the id of another scheduler's order, and the queue of that scheduler.

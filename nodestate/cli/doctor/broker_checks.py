@@ -27,7 +27,9 @@ from nodestate.text import count_text
 
 LOST_WITH_EXCHANGE: Final = {
     "events": "the events of agents came back",
-    "orders": "no agent received orders",
+    "node-orders": "no agent received orders",
+    "answers": "no scheduler received answers of agents",
+    "orders": "no agent of an earlier version received orders",
     "control": "no agent was asked for reports",
     "dead": "refused messages stayed in the queues of their partitions",
 }
@@ -109,7 +111,8 @@ def _examine_deleted_exchanges(exchanges: Sequence[str]) -> Iterator[Finding]:
         effect = LOST_WITH_EXCHANGE[exchange.rpartition(".")[2]]
         advice = (
             f"this command has declared it again; consumers bind their queues again within {REDECLARE_S:g} s, and "
-            f"agents within {REBIND_S:g} s: check that they run, and that no program deletes exchanges"
+            f"agents within {REBIND_S:g} s: check that they run, and that no program deletes exchanges. Only earlier "
+            "versions of nodestate make cells without the exchanges node-orders and answers"
         )
         yield Finding(FAIL, "exchanges", f"exchange {exchange} did not exist, so {effect}", advice)
 
