@@ -37,7 +37,7 @@ from nodestate.broker import connect_check
 from nodestate.config import Config
 
 MODES: Final = ("off", "require")
-SETTINGS: Final = ("auth_events", "auth_orders")
+SETTINGS: Final = ("auth_events", "auth_orders", "auth_store")
 """The settings that are required. Orders are measured by ``trace``; consumers and readers do not see them."""
 MOST: Final = 1.2
 """Goal of the ratio of processor time or time with authentication to that without it."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import binascii
 import hmac
 import secrets
+from functools import lru_cache
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
@@ -102,7 +103,7 @@ class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_onl
         revoked = self.revoked_nodes.get(node)
         if secret is None or (revoked is not None and key_id in revoked.ids):
             return None
-        return _derived(bytes.fromhex(secret.secret), self.cell, purpose, node)
+        return _derived(secret.secret, self.cell, purpose, node)
 
     def has_keys_of(self, node: str) -> bool:
         """True: the keys of all nodes follow from the secrets."""
@@ -226,6 +227,11 @@ def require_valid_keys(keys: Keys) -> None:
         raise ValueError("two keys have the same id")
 
 
-def _derived(secret: bytes, cell: str, purpose: str, node: str) -> bytes:
-    root = hmac.digest(secret, f"nodestate {cell} {purpose}".encode(), "sha256")
-    return hmac.digest(root, node.encode(), "sha256")
+def _derived(secret: str, cell: str, purpose: str, node: str) -> bytes:
+    return hmac.digest(_root(secret, cell, purpose), node.encode(), "sha256")
+
+
+@lru_cache(maxsize=64)
+def _root(secret: str, cell: str, purpose: str) -> bytes:
+    """Return the root of a purpose. A consumer that starts derives the keys of all its nodes from the same few."""
+    return hmac.digest(bytes.fromhex(secret), f"nodestate {cell} {purpose}".encode(), "sha256")
