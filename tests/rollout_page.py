@@ -9,22 +9,29 @@ from typing import Any, Final, NamedTuple
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "how-to" / "secure.md"
 PLACES: Final = frozenset({"agents", "consumers", "schedulers"})
-ON, OFF = "Raise the mode", "Turn authentication off"
-"""Headings of the two tables of steps."""
+ON, STORE, OFF = "Raise the mode", "Sign stored values", "Turn authentication off"
+"""Headings of the parts with tables of steps."""
 
 
 class Step(NamedTuple):
-    """A row of a table: the processes to restart, in this order, and their new mode."""
+    """A row of a table: the processes to restart, in this order, with another mode."""
 
     restart: tuple[str, ...]
+    settings: tuple[str, ...]
+    """The settings that get the mode."""
     mode: str
+    has_commands: bool = False
+    """True if the commands under the heading belong to this step."""
 
 
-def steps_of(heading: str) -> list[Step]:
-    """Return the steps of the table under this heading."""
-    rows = re.findall(r"^\| (\d) \| ([a-z, ]+) \| `(\w+)` \|", _part_under(heading), re.MULTILINE)
-    assert [int(number) for number, _, _ in rows] == list(range(1, len(rows) + 1))
-    steps = [Step(tuple(places.split(", ")), mode) for _, places, mode in rows]
+def steps_of(heading: str, setting: str = "auth_events") -> list[Step]:
+    """Return the steps of the table under this heading that changes this setting."""
+    tables = re.findall(r"^(\| step \| restart \|.*\n)\|[-|]+\n((?:\|.*\n)+)", _part_under(heading), re.MULTILINE)
+    [(head, body)] = [table for table in tables if f"`{setting}`" in table[0]]
+    settings = tuple(re.findall(r"`(auth_\w+)`", head))
+    rows = re.findall(r"^\| (\d) \| ([a-z, ]+) \| `(\w+)` \| (.*) \|$", body, re.MULTILINE)
+    assert [int(row[0]) for row in rows] == list(range(1, body.count("\n") + 1))
+    steps = [Step(tuple(places.split(", ")), settings, mode, "as below" in text) for _, places, mode, text in rows]
     assert all(PLACES.issuperset(step.restart) for step in steps)
     return steps
 

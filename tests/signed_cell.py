@@ -34,7 +34,7 @@ from nodestate.designs.reader import Reader
 from nodestate.errors import NodestateError
 from nodestate.scheduling import Booted, Request, Scheduler
 from nodestate.scheduling.fleet_refresh import HEARTBEATS_COUNT
-from tests.rollout_page import Step, commands_of, settings_of, steps_of
+from tests.rollout_page import commands_of, settings_of, steps_of
 
 HEARTBEAT_S: Final = 5.0
 NODE_MAX_AGE_S: Final = HEARTBEATS_COUNT * HEARTBEAT_S + MAX_AGE_S
@@ -48,24 +48,53 @@ PAGE_NODE, PAGE_REVOKED, PAGE_ID = "compute-0001", "compute-0007", "0a1b2c3d"
 """Names that stand on the page for a node, for a revoked node and for the id of the old secret."""
 
 
-class ReadingThread(threading.Thread):
+class ServiceThread:
+    """A part of the cell that runs in a thread of the test. ``restart`` gives it other settings."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._ending = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, config: Config) -> None:
+        """Begin another life with these settings."""
+        self._ending.clear()
+        self._thread = threading.Thread(target=self.run, args=(config,), name=self.name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the present piece of work."""
+        if self._thread is not None:
+            self._ending.set()
+            self._thread.join(PATIENCE_S)
+            assert not self._thread.is_alive(), f"{self.name} hangs"
+
+    def restart(self, config: Config) -> None:
+        """End, and begin another life."""
+        self.stop()
+        self.start(config)
+
+    def run(self, config: Config) -> None:
+        """Work until ``stop`` is called."""
+        raise NotImplementedError
+
+
+class ReadingThread(ServiceThread):
     """Reads every ``READ_EVERY_S`` seconds, and counts views in which something is stale or incomplete."""
 
-    def __init__(self, config: Config, design: str) -> None:
-        super().__init__(name=f"reader of {design}", daemon=True)
+    def __init__(self, design: str) -> None:
+        super().__init__(f"reader of {design}")
         self.views = 0
         self.stale: list[str] = []
         """One text for each view with stale or incomplete nodes."""
         self.largest_age_s = 0.0
         self.ignored: frozenset[str] = frozenset()
         """Nodes that may be stale: their keys are revoked."""
-        self._config = config
         self._design = design
-        self._ending = threading.Event()
 
-    def run(self) -> None:
+    def run(self, config: Config) -> None:
         """Read until ``stop`` is called."""
-        with Reader(self._config, design=self._design) as reader:
+        with Reader(config, design=self._design) as reader:
             while not self._ending.wait(READ_EVERY_S):
                 view = reader.read(max_age=MAX_AGE_S, node_max_age=NODE_MAX_AGE_S, on_stale="flag")
                 self.views += 1
@@ -74,40 +103,20 @@ class ReadingThread(threading.Thread):
                 if missing:
                     self.stale.append(f"view {self.views}, {view.age:.1f} s old: {sorted(missing)[:3]}")
 
-    def stop(self) -> None:
-        """End the thread."""
-        self._ending.set()
-        self.join(PATIENCE_S)
-        assert not self.is_alive(), f"{self.name} hangs"
 
-
-class SchedulingThread:
-    """A scheduler that boots and terminates instances all the time. ``restart`` gives it other settings."""
+class SchedulingThread(ServiceThread):
+    """A scheduler that boots and terminates instances all the time."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        super().__init__(name)
         self.counts = Counter[str]()
         """Outcomes of boots, refusals by reason, and answers that were refused."""
         self.reply_to = ""
         """The queue for its answers."""
-        self._ending = threading.Event()
-        self._thread: threading.Thread | None = None
         self._requests = 0
 
-    def start(self, config: Config) -> None:
-        """Begin another life with these settings."""
-        self._ending.clear()
-        self._thread = threading.Thread(target=self._run, args=(config,), name=self.name, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End after the present boot."""
-        if self._thread is not None:
-            self._ending.set()
-            self._thread.join(PATIENCE_S)
-            assert not self._thread.is_alive(), f"{self.name} hangs"
-
-    def _run(self, config: Config) -> None:
+    def run(self, config: Config) -> None:
+        """Boot until ``stop`` is called."""
         courier = KombuCourier(config)
         self.reply_to = courier.reply_to
         with Scheduler(
@@ -154,15 +163,15 @@ class SignedCell:
         }
         """The settings that all processes share."""
         self.cell_file = folder / "operator.keys"
-        self.consumers = [Member(folder, number, 2, self._settings("off", f"member-{number}")) for number in (1, 2)]
+        self.modes = dict.fromkeys(("auth_events", "auth_orders", "auth_store"), "off")
+        """The modes of the present step."""
+        self.consumers = [Member(folder, number, 2, self._settings(f"member-{number}")) for number in (1, 2)]
         self.agents = [self._agent(number, rate / AGENTS_COUNT) for number in range(AGENTS_COUNT)]
         self.nodes = {
             agent.name: [f"{agent.name}-{number:04}" for number in range(NODES_COUNT)] for agent in self.agents
         }
         self.schedulers = [SchedulingThread(f"scheduler-{number}") for number in range(2)]
-        self.readers = [ReadingThread(self.config("off"), design) for design in ("journal", "snapshot")]
-        self.mode = "off"
-        """The mode of the present step, which the operator's commands have."""
+        self.readers = [ReadingThread(design) for design in ("journal", "snapshot")]
         self.revoked = ""
         """The node whose keys are revoked."""
         self.old_id = ""
@@ -182,14 +191,11 @@ class SignedCell:
             self._open.callback(service.kill)
             service.start()
         self.began_at = time.monotonic()
-        self._reader = self._open.enter_context(Reader(self.config("off"), design="snapshot"))
+        self._reader = self._open.enter_context(Reader(self.unsigned, design="snapshot"))
         wait_until(self._is_whole, "the cell has not all nodes")
-        for thread in self.readers:
+        for thread in (*self.readers, *self.schedulers):
             self._open.callback(thread.stop)
-            thread.start()
-        for scheduler in self.schedulers:
-            self._open.callback(scheduler.stop)
-            scheduler.start(self.config("off"))
+            thread.start(self.unsigned)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -197,15 +203,13 @@ class SignedCell:
 
     def end(self) -> None:
         """End schedulers, agents, readers and consumers, in this order, and sum their counters."""
-        for scheduler in self.schedulers:
-            scheduler.stop()
-        for thread in self.readers:
+        for thread in (*self.schedulers, *self.readers):
             thread.stop()
         for agent in self.agents:
             self._count(agent)
         self.seconds = time.monotonic() - self.began_at
         wait_until(
-            lambda: not any(depth.ready for depth in queue_depths(self.config("off")) if depth.partition is not None),
+            lambda: not any(depth.ready for depth in queue_depths(self.unsigned) if depth.partition is not None),
             "events wait in queues",
         )
         for consumer in self.consumers:
@@ -218,14 +222,17 @@ class SignedCell:
 
     # -- settings
 
-    def config(self, mode: str) -> Config:
-        """The settings of a process with the file of the cell."""
-        return load(environ=self._settings(mode, "scheduler"))
+    @property
+    def unsigned(self) -> Config:
+        """The settings of a process without keys."""
+        return load(environ=self.environment)
 
-    def _settings(self, mode: str, place: str) -> dict[str, str]:
-        """Return the environment of a process: the settings of the page's TOML block, with this mode."""
-        settings = {name: mode for name in settings_of("Raise the mode") if name != "keys_file"}
-        settings["keys_file"] = str(self.folder / f"{place}.keys") if mode != "off" else ""
+    def _settings(self, place: str) -> dict[str, str]:
+        """Return the environment of a process in the present step: the page's TOML block with the present modes."""
+        settings = dict.fromkeys(settings_of("Raise the mode"), "") | self.modes
+        if place.startswith("agent"):
+            del settings["auth_store"]
+        settings["keys_file"] = str(self.folder / f"{place}.keys") if {"off"} != set(self.modes.values()) else ""
         return self.environment | {f"NODESTATE_{name.upper()}": value for name, value in settings.items()}
 
     def _agent(self, number: int, rate: float) -> Service:
@@ -241,37 +248,36 @@ class SignedCell:
             "--seed",
             f"{number}",
         ]
-        return Service(self.folder, name, [*words, "--prefix", f"{name}-"], self._settings("off", name))
+        return Service(self.folder, name, [*words, "--prefix", f"{name}-"], self._settings(name))
 
     # -- the page's steps
 
-    def follow(self, heading: str) -> None:
+    def follow(self, heading: str, setting: str = "auth_events") -> None:
         """Carry out the steps of a table."""
-        for step in steps_of(heading):
-            self._restart_all(step)
-            if "schedulers" in step.restart and step.mode == "accept":
+        for step in steps_of(heading, setting):
+            self.modes |= dict.fromkeys(step.settings, step.mode)
+            for place in step.restart:
+                self._restart_all(place)
+            if step.has_commands:
                 self.execute(commands_of(heading))
             self.wait_until_ok()
 
-    def _restart_all(self, step: Step) -> None:
-        self.mode = step.mode
-        for place in step.restart:
-            if place == "schedulers":
-                for scheduler in self.schedulers:
-                    scheduler.stop()
-                    scheduler.start(self.config(step.mode))
-            for consumer in self.consumers if place == "consumers" else ():
-                self._restart(consumer)
-                self.wait_until_ok()
-            for agent in self.agents if place == "agents" else ():
-                before = self._incarnations(agent)
-                self._restart(agent)
-                reports = partial(self._have_begun_again, agent, before)
-                wait_until(reports, f"{agent.name} does not report its nodes")
+    def _restart_all(self, place: str) -> None:
+        if place == "schedulers":
+            for thread in (*self.schedulers, *self.readers):
+                thread.restart(load(environ=self._settings("scheduler")))
+        for consumer in self.consumers if place == "consumers" else ():
+            self._restart(consumer)
+            self.wait_until_ok(but="stored values")
+        for agent in self.agents if place == "agents" else ():
+            before = self._incarnations(agent)
+            self._restart(agent)
+            reports = partial(self._have_begun_again, agent, before)
+            wait_until(reports, f"{agent.name} does not report its nodes")
 
     def _restart(self, service: Service) -> None:
         self._count(service)
-        service.settings = self._settings(self.mode, service.name.replace(" ", "-").partition("/")[0])
+        service.settings = self._settings(service.name.replace(" ", "-").partition("/")[0])
         service.start()
 
     def _have_begun_again(self, agent: Service, before: Mapping[str, int]) -> bool:
@@ -293,7 +299,7 @@ class SignedCell:
 
     def doctor(self) -> list[dict[str, str]]:
         """Return the findings of ``nodestate doctor``, with the settings of the present step."""
-        with start_command(self._settings(self.mode, "operator"), "doctor", "--json") as process:
+        with start_command(self._settings("operator"), "doctor", "--json") as process:
             out, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode in {0, 1}, err
         findings: list[dict[str, str]] = json.loads(out)["findings"]
@@ -346,6 +352,9 @@ class SignedCell:
         if words[:2] == ["key", "rotate"]:
             self.old_id = self._status()["secrets"][0]["id"]
         places = {PAGE_CELL_FILE: [str(self.cell_file)], PAGE_ID: [self.old_id], PAGE_REVOKED: [self.revoked]}
+        if words[0] == "retag":
+            wait_until(partial(self._has_retagged, words), "allocations are left without a tag", poll_s=1.0)
+            return
         if words[:2] != ["key", "node"]:
             self._run([new for word in words for new in places.get(word, [word])])
             return
@@ -354,12 +363,17 @@ class SignedCell:
             self._run([new for word in words for new in places.get(word, [word])])
 
     def _retag(self, words: Sequence[str]) -> bool:
-        with start_command(self._settings(self.mode, "operator"), *words) as process:
+        with start_command(self._settings("operator"), *words) as process:
             process.communicate(timeout=PATIENCE_S)
             return process.returncode == 0
 
     def _run(self, words: Sequence[str]) -> None:
         run_command(self.environment, *words)
+
+    def _has_retagged(self, words: Sequence[str]) -> bool:
+        with start_command(self._settings("operator"), *words) as process:
+            process.communicate(timeout=PATIENCE_S)
+        return process.returncode == 0
 
     def _status(self) -> Any:
         return json.loads(
@@ -371,6 +385,7 @@ class SignedCell:
         return {
             "copy the file of the cell to all consumers and schedulers": self._copy_cell_file,
             "copy the file of each node to its agent": self._copy_node_files,
+            "restart one scheduler": lambda: self.schedulers[0].restart(load(environ=self._settings("scheduler"))),
             f"wait for {REREAD_S:g} s": lambda: time.sleep(REREAD_S),
             "wait until doctor names no key of the old secret": self._wait_until_replaced,
             "wait until doctor names the revoked node": self._wait_until_revoked,
@@ -401,11 +416,11 @@ class SignedCell:
 
     def dead_letters(self) -> list[DeadLetter]:
         """Return all dead letters, the oldest first."""
-        return read_dead_letters(self.config("off"), 1_000_000)
+        return read_dead_letters(self.unsigned, 1_000_000)
 
     def purge_dead_letters(self) -> None:
         """Delete all dead letters, as ``rabbitmqctl purge_queue`` does."""
-        config = self.config("off")
+        config = self.unsigned
         with kombu.Connection(config.broker) as connection:
             connection.default_channel.queue_purge(Topology.of(config).dead)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 import msgspec
 import pytest
 from msgspec import structs
+from pymemcache.client.base import Client
 
 from harness.servers import MemcachedServer, RabbitServer
 from harness.waiting import wait_until
@@ -19,9 +23,10 @@ from nodestate.broker import KombuCourier, KombuSink
 from nodestate.config import Config
 from nodestate.model import Report, parse_event
 from nodestate.model.orders import Answer, Build
-from nodestate.model.partitioning import bucket_of
+from nodestate.model.partitioning import bucket_of, partition_of
+from nodestate.store import keys
 from tests.cell_keys import new_cell_keys, written
-from tests.rollout_page import ON, commands_of
+from tests.rollout_page import ON, STORE, commands_of
 from tests.signed_cell import SignedCell
 
 pytestmark = [pytest.mark.service, pytest.mark.thorough]
@@ -34,14 +39,15 @@ def test_nothing_that_an_intruder_sends_is_taken_and_doctor_names_all_of_it(
     cell: str, tmp_path: Path, rabbit: RabbitServer, memcached: MemcachedServer, record: Callable[[str], None]
 ) -> None:
     """Spoofed events, foreign orders and forged answers: without keys, with the keys of another secret, and with the
-    keys of one node for another node.
+    keys of one node for another node. Forged claims, swapped and replayed values, and a forged control record.
     """
     with SignedCell(tmp_path, rabbit.url, memcached.url, cell, rate=100.0) as run:
         run.execute(commands_of("Create the keys"))
         run.follow(ON)
+        run.follow(STORE, "auth_store")
         victim, thief = run.nodes["agent0"][1], run.nodes["agent1"][1]
-        off, keys = run.config("off"), read_cell_keys(str(run.cell_file), cell)
-        stolen = keys.node_keys((thief,))
+        off, secrets = run.unsigned, read_cell_keys(str(run.cell_file), cell)
+        stolen = secrets.node_keys((thief,))
         stolen = structs.replace(stolen, nodes={victim: stolen.nodes[thief]})
         foreign = new_cell_keys(cell)
         intruders = [
@@ -58,6 +64,9 @@ def test_nothing_that_an_intruder_sends_is_taken_and_doctor_names_all_of_it(
             give_orders(intruder, victim)
             forge_answers(intruder, victim, run.schedulers[0].reply_to)
 
+        forge_values(run.unsigned, memcached.address, run.nodes["agent2"])
+
+        run.wait_until_said("stored values", "are refused, for example .*", "FAIL")
         run.wait_until_said("dead letters", f"unsigned.*{victim}", "WARN")
         run.wait_until_said("orders", f"refused {3 * COUNT} orders .* for {victim}", "WARN")
         wait_until(lambda: len(run.dead_letters()) >= 3 * COUNT, "not every spoofed event is refused")
@@ -122,3 +131,27 @@ def forge_answers(config: Config, node: str, queue: str) -> None:
         sink.answer(queue, Answer(id=f"order-{number}", node=node, instance="vm", incarnation=1, generation=1))
     sink.resyncs(0.1)
     sink.close()
+
+
+def forge_values(config: Config, address: str, nodes: Sequence[str]) -> None:
+    """Write into memcached: claims, the states of nodes in place of others, heads of before, and a control record."""
+    with closing(Client(address)) as client:
+        found = client.raw_command(b"lru_crawler metadump all", end_tokens=b"END\r\n").decode()
+        stored = [unquote(line.partition(" ")[0].removeprefix("key=")) for line in found.splitlines() if "key=" in line]
+        earlier = {key: client.get(key) for key in stored if ":head:" in key}
+        for first, second in pairwise(nodes[: COUNT + 1]):
+            one, other = (node_key(config, node) for node in (first, second))
+            value = client.get(one)
+            assert value is not None
+            client.set(other, value)
+        for node in nodes[:COUNT]:
+            client.set(keys.claim(config.cell, node), b"forged")
+        client.set(keys.control(config.cell), msgspec.msgpack.encode({"version": 2**40}))
+        for key, value in earlier.items():
+            client.set(key, value)
+
+
+def node_key(config: Config, node: str) -> str:
+    """The key of a node's state in the snapshot."""
+    prefix = keys.prefix(config.cell, config.partitions, partition_of(node, config.partitions), "s")
+    return keys.node(prefix, node)

@@ -12,7 +12,7 @@ from harness.profile import by_profile
 from harness.servers import MemcachedServer, RabbitServer
 from harness.waiting import wait_until
 from nodestate.model import parse_event
-from tests.rollout_page import OFF, ON, commands_of
+from tests.rollout_page import OFF, ON, STORE, commands_of
 from tests.signed_cell import SignedCell
 
 pytestmark = [pytest.mark.service, pytest.mark.thorough]
@@ -27,6 +27,7 @@ def test_authentication_is_turned_on_and_off_under_load_and_nothing_honest_is_re
     with SignedCell(tmp_path, rabbit.url, memcached.url, cell, rate=EVENTS_PER_S) as run:
         run.execute(commands_of("Create the keys"))
         run.follow(ON)
+        run.follow(STORE, "auth_store")
         run.execute(commands_of("Replace the secret"))
         run.wait_until_ok()
         assert run.dead_letters() == []
@@ -47,6 +48,7 @@ def test_authentication_is_turned_on_and_off_under_load_and_nothing_honest_is_re
         for reader in run.readers:
             reader.ignored = frozenset()
 
+        run.follow(OFF, "auth_store")
         run.follow(OFF)
         run.end()
     record(run.figures())

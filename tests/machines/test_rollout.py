@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from typing import Final
 
 import msgspec
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from harness.profile import by_profile
 from nodestate.auth import EventAuth, OrderAuth
 from nodestate.auth.keys import CellKeys, Keys
 from nodestate.consumers.handover_messages import handover_messages, handover_refusal, signed_handover
 from nodestate.errors import BadEventError
 from nodestate.model import Heartbeat, NodeRecord, Report, fold, parse_event
 from nodestate.model.orders import Answer, End, decode_answer, decode_order
+from nodestate.ports import Item, Put, Write
+from nodestate.store.signed_values import ValueAuth, ValueCounts
 from tests.cell_keys import FixedKeyring, new_cell_keys, rotated, without_oldest
-from tests.rollout_page import OFF, ON, PLACES, Step, steps_of
+from tests.rollout_page import OFF, ON, PLACES, STORE, Step, steps_of
 
 NOW_S: Final = 1_763_787_600
 COUNTS: Final = {"agents": 3, "consumers": 2, "schedulers": 2}
@@ -268,6 +273,7 @@ class RollOutMachine(RuleBasedStateMachine):
 
 
 TestRollOut = RollOutMachine.TestCase
+TestRollOut.settings = settings(max_examples=by_profile(fast=15, thorough=2_000))
 
 
 def carry_out(steps: Sequence[Step]) -> None:
@@ -290,18 +296,51 @@ def test_the_steps_of_the_page_lead_to_require_and_back_to_off() -> None:
 
 
 EVERYWHERE: Final = ("agents", "consumers", "schedulers")
+MESSAGES: Final = ("auth_events", "auth_orders")
 
 
 @pytest.mark.parametrize(
     "steps",
     [
-        [Step(("consumers",), "require")],
-        [Step(EVERYWHERE, "require")],
-        [Step(EVERYWHERE, "warn"), Step(("agents",), "off")],
-        [Step(EVERYWHERE, "accept"), Step(EVERYWHERE, "require"), Step(("schedulers",), "off")],
+        [Step(("consumers",), MESSAGES, "require")],
+        [Step(EVERYWHERE, MESSAGES, "require")],
+        [Step(EVERYWHERE, MESSAGES, "warn"), Step(("agents",), MESSAGES, "off")],
+        [
+            Step(EVERYWHERE, MESSAGES, "accept"),
+            Step(EVERYWHERE, MESSAGES, "require"),
+            Step(("schedulers",), MESSAGES, "off"),
+        ],
     ],
 )
 def test_shorter_ways_would_refuse_honest_messages(steps: Sequence[Step]) -> None:
     """So the machine above would notice a step of the page that is missing or in the wrong place."""
     with pytest.raises(BadEventError):
         carry_out(steps)
+
+
+# -- stored values --------------------------------------------------------------------------------
+
+
+def test_all_processes_read_the_values_of_all_others_in_every_step() -> None:
+    """While a step is carried out, in any order, each process reads values of both modes. Between two steps all values
+    are written again.
+    """
+    ring, names = FixedKeyring(new_cell_keys()), ("consumer 1", "consumer 2", "scheduler 1")
+    modes = dict.fromkeys(names, "off")
+    for step in [*steps_of(STORE, "auth_store"), *steps_of(OFF, "auth_store")]:
+        before = dict(modes)
+        for order in permutations(names):
+            modes = dict(before)
+            stored = {_written(mode, ring) for mode in modes.values()}
+            for name in order:
+                modes[name] = step.mode
+                stored.add(_written(step.mode, ring))
+                for mode in modes.values():
+                    auth = ValueAuth(mode, ring, ValueCounts())
+                    assert {auth.checked({"key": Item(one, 1, 60)})["key"].value for one in stored} == {b"value"}
+    assert set(modes.values()) == {"off"}
+
+
+def _written(mode: str, ring: FixedKeyring) -> bytes:
+    [write] = ValueAuth(mode, ring, ValueCounts()).signed([Write(Put.ADD, "key", b"value")])
+    return write.value
