@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from nodestate.designs import control_store
 from nodestate.designs.connections import open_memcached
 from nodestate.designs.control import CONTROL, record_from_settings
 from nodestate.errors import ConfigError, CorruptItemError
-from nodestate.ports import Item, Put, SystemClock, Write, WriteStatus
+from nodestate.ports import Item, Key, Put, SystemClock, Write, WriteResult, WriteStatus
 from nodestate.scheduling.claims import CLAIMS, AffinitySeed, Claim, ClaimRecord
 from nodestate.store import keys
 from nodestate.store.damage import DAMAGE
@@ -125,6 +126,14 @@ def test_a_value_that_was_cut_off_or_made_longer_is_refused(place: int, more: by
             assert taken("require", changed)[0] in REFUSED.values()
             with pytest.raises(CorruptItemError):
                 EPOCH.unpack(taken("off", changed)[0])
+
+
+@given(st.binary(max_size=80), st.sampled_from((b"", SIGNED, signed()[:HEADER_BYTES], BY_BOTH[:HEADER_BYTES])))
+def test_no_stored_bytes_stop_a_process_and_unsigned_ones_are_refused(content: bytes, begin: bytes) -> None:
+    for mode in ("off", *CHECKING):
+        value, _ = taken(mode, begin + content, BOTH)
+        if mode == "require" and begin + content not in (signed(), BY_BOTH, BY_NEWER):
+            assert value in REFUSED.values()
 
 
 def test_a_value_has_at_most_as_many_headers_as_secrets_may_be_in_force() -> None:
@@ -279,6 +288,45 @@ def test_a_cell_changes_its_secret_without_a_refused_value() -> None:
         assert cell.counts.refused == 0
         assert cell.form() == "signed"
     assert cell.consumer.stats.epochs_begun == begun
+
+
+@pytest.mark.parametrize("cause", ["a mode that signs", "the loss of all values"])
+def test_a_secret_that_comes_while_values_are_written_is_in_all_of_them_in_the_end(cause: str) -> None:
+    """Otherwise the epoch key would vouch for values that are refused once the old secret is revoked."""
+    for moment in range(24):
+        if cause == "a mode that signs":
+            cell = running_cell("off")
+            cell.consumer.close()
+            cell.mode = "accept"
+            cell.consumer = cell.another_consumer()
+        else:
+            cell = running_cell("accept")
+            cell.server.flush()
+        with key_change_at(cell, moment):
+            cell.step(10)
+        cell.ring.change(BOTH)
+        cell.step(8)
+        assert cell.form() == "signed", moment
+
+
+@contextmanager
+def key_change_at(cell: SignedCell, moment: int) -> Iterator[None]:
+    """Let the other secret come while the server carries out this call of all reads and writes."""
+    calls, write, fetch = iter(range(10**6)), cell.server.write, cell.server.fetch
+
+    def at_write(writes: Sequence[Write]) -> list[WriteResult]:
+        if next(calls) == moment:
+            cell.ring.change(BOTH)
+        return write(writes)
+
+    def at_fetch(names: Sequence[Key]) -> dict[Key, Item]:
+        if next(calls) == moment:
+            cell.ring.change(BOTH)
+        return fetch(names)
+
+    cell.server.write, cell.server.fetch = at_write, at_fetch  # type: ignore[method-assign]
+    yield
+    cell.server.write, cell.server.fetch = write, fetch  # type: ignore[method-assign]
 
 
 def test_values_are_written_again_if_the_only_key_that_signed_them_is_revoked() -> None:

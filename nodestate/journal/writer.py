@@ -88,6 +88,7 @@ class JournalWriter:
         self._ownership = yield from Ownership.begin_epoch(
             self._target, epoch, section, status, lost=self._lost, sections=JOURNAL_SECTION
         )
+        self._ownership.first_content = next(checkpoint_keys(self._target.prefix, epoch, checkpoint), "")
         self._section = section
 
     def commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
@@ -104,6 +105,8 @@ class JournalWriter:
         The checkpoint covers all missing segments before it.
         """
         yield from self._commit(Batch((), (), len(nodes.records)), nodes, status, checkpoint_now=True)
+        head = self.ownership.head
+        self.ownership.first_content = keys.segment(self._target.prefix, head.epoch, head.term, head.next - 1)
         yield from self.ownership.rewrite_epoch_key()
 
     def _commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus, *, checkpoint_now: bool) -> Steps[None]:

@@ -106,6 +106,7 @@ class SnapshotWriter:
         self._ownership = yield from Ownership.begin_epoch(
             self._target, epoch, section, status, lost=self._lost, sections=SNAPSHOT_SECTION
         )
+        self._ownership.first_content = keys.node(self._target.prefix, nodes.records[0].name) if size else ""
         self._section = section
 
     def commit(self, batch: Batch, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
@@ -130,6 +131,8 @@ class SnapshotWriter:
             if item is None or item.outdated or item.value != self._stored(slot, self._stamps[slot], head.epoch, nodes):
                 self._unwritten.add(slot)
                 self._cas_ids[slot] = item.cas if item else 0
+        kept = (name for slot, name in enumerate(names) if slot not in self._unwritten)
+        self.ownership.first_content = next(kept, names[0] if names else "")
         yield from self._commit(Batch((), (), len(nodes.records)), nodes, status, index_now=True)
         yield from self.ownership.rewrite_epoch_key()
 

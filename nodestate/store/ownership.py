@@ -109,6 +109,8 @@ class Ownership:
         self._intended: Head | None = None
         # CAS conflicts of the head so far.
         self.conflicts = 0
+        # Key of the content that was written first before the epoch key; the next renewal looks at it, see ``renew``.
+        self.first_content = ""
 
     # -- beginning ------------------------------------------------------------------------------
 
@@ -280,7 +282,8 @@ class Ownership:
         """Confirm the ownership and store the signs of life; write the epoch key again if it was lost.
 
         Returns True if the stored state must be written again: a reader asked for a repair, and its request is deleted,
-        or the epoch key was lost, refused or outdated (``rewrite_epoch_key``).
+        or the epoch key was lost, refused or outdated (``rewrite_epoch_key``). Or the first content is outdated, but
+        the epoch key is not: the keys that sign changed between the two.
         """
         if self._intended is not None and self._intended.next != self.head.next:
             return False  # The outcome of an advance is unknown: only the same commit, tried again, resolves it.
@@ -293,7 +296,7 @@ class Ownership:
         self._intended = head
         reply = yield Step(
             write=[head_put, life_put, Write(Put.DELETE, repair_key)],
-            fetch=[pointer_key, life_key],
+            fetch=[pointer_key, life_key, *((self.first_content,) if self.first_content else ())],
         )
         head_result, life_result, repair_result = reply.written
         require_stored(target, [head_put], [head_result])
@@ -309,7 +312,8 @@ class Ownership:
             self._liveness_cas = life_result.cas
         elif (life := reply.items.get(life_key)) is not None:
             self._liveness_cas = life.cas
-        pointer = reply.items.get(pointer_key)
+        pointer, first = reply.items.get(pointer_key), reply.items.get(self.first_content)
+        self.first_content = ""
         stored_epoch = EPOCH.find(pointer_key, pointer)
         if stored_epoch is None:
             value = EPOCH.pack(epoch)
@@ -319,7 +323,8 @@ class Ownership:
                 raise FencedError(target.partition, head.term, "another owner began an epoch")
         elif stored_epoch != epoch:
             raise FencedError(target.partition, head.term, "another owner began an epoch")
-        return repair_result.status is WriteStatus.STORED or pointer is None or stored_epoch is None or pointer.outdated
+        outdated = pointer is None or stored_epoch is None or pointer.outdated or (first is not None and first.outdated)
+        return outdated or repair_result.status is WriteStatus.STORED
 
     def rewrite_epoch_key(self) -> Steps[None]:
         """Write the epoch key again if it is outdated. Call this after all contents were written again.
