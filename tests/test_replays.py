@@ -7,27 +7,35 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.profile import by_profile
+from harness.servers import MemcachedServer
 from nodestate import Reader
 from nodestate.cli.inspection import HeadStatus, head_status
+from nodestate.designs import DESIGNS
 from nodestate.errors import EpochLostError, FencedError, StaleViewError
-from nodestate.ports import Put, Write
-from nodestate.store.head import read_head
+from nodestate.ports import Put, SystemClock, Write
+from nodestate.store import keys
+from nodestate.store.head import HEAD, read_head
 from nodestate.store.liveness import MAX_WRITE_TIME_AHEAD_S, WRITE_TIME_TOLERANCE_S
+from nodestate.store.memcached import MemcachedStore
+from nodestate.store.ownership import PartitionTarget
 from nodestate.store.round_trips import run_one
 from nodestate.store.server_clock import TICK_S
 from nodestate.testing import ManualClock, MemoryServer, MemoryStore
-from nodestate.view.follower import EPOCHS_OVERLAP_S
+from nodestate.view.follower import EPOCHS_OVERLAP_S, Follower
 from tests.machines.simulated_cell import SimulatedCell
-from tests.partition_owner import LEASE_S, Owner, Watcher, change, held, prefix_of, report
+from tests.partition_owner import LEASE_S, WELL, Owner, Watcher, change, held, prefix_of, report
 from tests.planted_values import keys_with, plant, with_field
 from tests.test_repair import OnePartitionCell
 
@@ -268,6 +276,27 @@ def test_a_head_that_was_written_in_the_future_confirms_nothing(design: str, ahe
     server, _, _ = two_commits(design, clock)
     plant(server, ":head:", with_field(11, value=int((clock.monotonic() + ahead_s) * 1000)))
     assert Watcher(design, server, clock).look().confirmed_at == -math.inf
+
+
+@pytest.mark.parametrize("design", IN_MEMCACHED)
+def test_a_head_on_a_real_server_is_as_old_as_it_says_whatever_its_time_to_live(
+    memcached: MemcachedServer, design: str
+) -> None:
+    """Owner and reader have the clock of the machine, and a connection each."""
+    owner, reading = (MemcachedStore(memcached.address, timeout_s=10.0) for _ in range(2))
+    with closing(owner), closing(reading):
+        writer = DESIGNS[design].writer(PartitionTarget(prefix_of(design), 0, "a", LEASE_S, owner))
+        run_one(owner, writer.begin_epoch(7, SimpleNamespace(records=[]), WELL))
+        key = keys.head(prefix_of(design), 7)
+        for earlier_s in (0.0, 100.0):
+            item = owner.fetch([key])[key]
+            head = HEAD.unpack(item.value)
+            copy = msgspec.structs.replace(head, written_ms=head.written_ms - int(earlier_s * 1000))
+            began = time.monotonic()
+            owner.write([Write(Put.CAS, key, HEAD.pack(copy), item.cas, LEASE_S)])
+            follower = Follower(0, prefix_of(design), DESIGNS[design].reader(prefix_of(design)), reading, SystemClock())
+            age_s = time.monotonic() - run_one(reading, follower.refresh(with_life=False)).confirmed_at
+            assert earlier_s - SLACK_S <= age_s <= earlier_s + 3.0 + time.monotonic() - began
 
 
 def test_commands_show_the_true_age_of_a_head_that_was_stored_again() -> None:
