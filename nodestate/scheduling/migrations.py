@@ -269,7 +269,8 @@ class Migrations:
         node = self._session.fleet.names[row]
         return (
             f"the allocation of {instance} on {node} has no valid tag of a scheduler, so it is not moved; if the "
-            f"instance is on {node}, adopt it with 'nodestate retag {node} --adopt'"
+            f"instance is on {node}, adopt it with 'nodestate retag {node} --adopt', or if the node is dead, move the "
+            "instance by a command with NODESTATE_AUTH_ORDERS=accept"
         )
 
     def _resident(self, instance: str, row: int, allocation: Mapping[str, Any]) -> Resident:

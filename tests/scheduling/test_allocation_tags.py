@@ -326,6 +326,22 @@ def test_tags_are_renewed_while_two_secrets_are_in_force_and_outlive_the_old_one
         assert two.scheduler.migrations.find(instance).instance == instance
 
 
+def test_an_operator_evacuates_a_dead_node_whose_instances_have_no_tag(folder: Path) -> None:
+    """No agent is left that could adopt them, so the command believes the last report."""
+    cell, [one] = require_tags(folder, nodes=2, schedulers=1)
+    lie(cell, "n0", "a", hints={"order": new_order_id(cell.clock, SystemIds())})
+    cell.power_off("n0")
+    cell.run_for(60.0)
+    [failed] = one.scheduler.migrations.evacuate("n0")
+    assert isinstance(failed, Failed)
+    assert "NODESTATE_AUTH_ORDERS=accept" in str(failed.reason)
+    cell.config = structs.replace(cell.config, auth_orders="accept")
+    [moved] = cell.start_scheduler("operator").scheduler.migrations.evacuate("n0")
+    assert isinstance(moved, Booted)
+    cell.run_for(2.0)
+    assert one.scheduler.migrations.find("a").row == one.scheduler.fleet.rows["n1"]
+
+
 def test_an_agent_that_refuses_or_does_not_answer_is_named_with_its_allocation(folder: Path) -> None:
     cell, [one] = require_tags(folder, nodes=2, schedulers=1)
     lie(cell, "n0", "a")
