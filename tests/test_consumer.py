@@ -15,7 +15,7 @@ from nodestate.consumers.watermarks import is_marker
 from nodestate.errors import DeadLetterError
 from nodestate.model import MAX_CLOCK_AHEAD_S, MAX_EVENT_BYTES
 from nodestate.model.partitioning import partition_of
-from nodestate.ports import Delivery
+from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Delivery
 from nodestate.store import keys
 from nodestate.store.head import read_head
 from nodestate.store.round_trips import run_one
@@ -131,6 +131,18 @@ def test_an_event_of_another_node_than_its_user_becomes_a_dead_letter_and_change
     for reader, version in before.items():
         view = reader.read(5.0)
         assert (view.nodes[one].version, view.incomplete) == (version, set())
+
+
+@pytest.mark.parametrize("body", [QUEUE_BEGAN, ACTIVATION, b"\xc1nodestate poke handover \x90"])
+def test_the_bytes_of_a_marker_that_came_through_an_exchange_are_a_dead_letter(
+    world: SimulatedCell, body: bytes
+) -> None:
+    """An agent may publish any bytes to the exchange for events. Markers go straight to the queue of a partition."""
+    world.poisoned(0, body)
+    world.run_well(1)
+    assert [(letter.body, letter.reason) for letter in world.broker.dead_letters] == [(body, "undecodable")]
+    for reader in world.readers:
+        assert reader.read(5.0).incomplete == set()
 
 
 def test_a_refused_event_makes_its_node_incomplete(world: SimulatedCell) -> None:

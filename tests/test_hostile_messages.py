@@ -343,6 +343,23 @@ def test_no_property_of_a_message_breaks_a_consumer(config: Config, channel: Any
 
 
 @pytest.mark.service
+def test_a_consumer_knows_which_messages_came_through_an_exchange(
+    config: Config, channel: Any, opened: Callable[[Any], Any]
+) -> None:
+    source = opened(KombuSource(config, [0]))
+    for exchange, key in ((Topology.of(config).exchange, "0"), ("", Topology.of(config).queue(0))):
+        send_raw(channel, exchange, key, b"forged", b"\x00\x00")
+    routed: list[bool] = []
+
+    def come() -> bool:
+        routed.extend(one.routed for one in source.receive(100, 0.05) if one.body == b"forged")
+        return len(routed) == 2
+
+    wait_until(come, "the messages do not come")
+    assert routed == [True, False]
+
+
+@pytest.mark.service
 def test_no_message_on_the_control_exchange_breaks_an_agent(
     config: Config, channel: Any, opened: Callable[[Any], Any]
 ) -> None:

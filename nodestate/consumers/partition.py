@@ -276,7 +276,7 @@ class OwnedPartition:
             if delivery.cut_from:
                 pending.refuse(delivery, _too_large(delivery))
                 continue
-            if is_marker(delivery.body):
+            if is_marker(delivery.body) and not delivery.routed:
                 sent_at = watermarks.sent_at(self.number, delivery.body)
                 if sent_at == -math.inf and may_be_watermark(delivery.body):
                     counts.foreign_watermarks += 1

@@ -41,6 +41,8 @@ class Delivery:
     """Size of the whole body if it was too large and ``body`` is only its beginning; 0 if ``body`` is whole."""
     node: str = ""
     """The node whose user published the message, as the broker checked; empty if it is not known."""
+    routed: bool = False
+    """True if the message came through an exchange. Markers go straight to a queue, so it is no marker."""
 
 
 @dataclass(frozen=True, slots=True)

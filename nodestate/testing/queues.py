@@ -19,6 +19,8 @@ class MemoryMessage:
     durable: bool = True
     node: str = ""
     """See ``Delivery``."""
+    routed: bool = False
+    """See ``Delivery``."""
 
 
 @dataclass(slots=True, eq=False)

@@ -73,7 +73,7 @@ class MemorySink:
         """Put the event into one queue of each layout. The confirm comes later."""
         self._ensure_connected()
         copies = [
-            (queues[bucket % layout], MemoryMessage(body, node=self._node))
+            (queues[bucket % layout], MemoryMessage(body, node=self._node, routed=True))
             for layout, queues in self._broker.layouts.items()
         ]
         for queue, message in copies:

@@ -178,5 +178,11 @@ class MemorySource:
             unacked[self._last_tag] = message
             self._silent.discard(partition)
             yield Delivery(
-                partition, message.body, self._last_tag, self.session, message.redelivered, node=message.node
+                partition,
+                message.body,
+                self._last_tag,
+                self.session,
+                message.redelivered,
+                node=message.node,
+                routed=message.routed,
             )

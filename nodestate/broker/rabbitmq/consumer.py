@@ -11,7 +11,7 @@ from amqp import spec
 
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.delivery_tracking import Unacked
-from nodestate.broker.rabbitmq.frames import user_of
+from nodestate.broker.rabbitmq.frames import has_exchange, user_of
 from nodestate.broker.rabbitmq.publish_connection import PublishConnection
 from nodestate.broker.rabbitmq.queues import RabbitQueues
 from nodestate.broker.topology import BEGAN_S, MAX_RECEIVED_BYTES, REDECLARE_S, Topology
@@ -186,7 +186,8 @@ class RabbitConsumerSession:
             body = message.body or b""
             self._buffered_bytes += len(body)
             redelivered, node = delivery["redelivered"], node_of(user_of(message))
-            buffer.append(Delivery(partition, body, tag, number, redelivered, message.cut_from, node))
+            routed = has_exchange(message)
+            buffer.append(Delivery(partition, body, tag, number, redelivered, message.cut_from, node, routed))
 
         consumed.channel = self.connection.channel()
         consumed.channel.basic_qos(0, self._config.prefetch, False)

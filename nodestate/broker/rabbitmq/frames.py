@@ -128,6 +128,11 @@ def decoded_headers(message: Any) -> Mapping[str, Any]:
     return properties.get("application_headers") or {}
 
 
+def has_exchange(message: Any) -> bool:
+    """True if an ``InboundMessage`` came through an exchange, and not straight to its queue."""
+    return bool(message.encoded_names[0])
+
+
 def routing_key(message: Any) -> str:
     """Decode the routing key of an ``InboundMessage``. Bytes that are not UTF-8 become question marks."""
     names: bytes = message.encoded_names
