@@ -218,3 +218,6 @@ def test_doctor_names_nodes_whose_agents_got_orders_without_a_valid_signature(ce
         assert found == [(level, says)]
     [_, *found] = examined(structs.replace(signing, auth_orders="require"), {"n1": agent})
     assert found == [(OK, "no agent that answered got an order without a valid signature")]
+    unsigned = structs.replace(agent, auth_events="off", auth_orders="warn")  # any program could send such an answer
+    [_, *found] = examined(structs.replace(signing, auth_orders="warn"), {"n1": unsigned}, order)
+    assert found == [(OK, "no agent that answered got an order without a valid signature")]

@@ -50,9 +50,11 @@ class _Answers:
         """Checks the signatures; None if this process has no keys, or events are not signed."""
 
     def add(self, event: Event, body: bytes) -> None:
-        """Sort one answer. The numbers in an answer with a wrong signature are ignored."""
+        """Sort one answer. If signatures are checked, the numbers in an answer without a valid one are ignored."""
         if event.signature is UNSET:
             self.unsigned.add(event.node)
+            if self._auth is not None:
+                return
         else:
             try:
                 if self._auth is not None:
