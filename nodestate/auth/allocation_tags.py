@@ -30,7 +30,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-import structlog
 
 from nodestate.auth.key_file import Keyring
 from nodestate.auth.keys import ALLOCATIONS, SECRETS_IN_FORCE_COUNT
@@ -67,8 +66,6 @@ class AllocationTags:
         """The secrets of the cell; None if no tag is made or checked."""
         self._named: set[str] = set()
         """Nodes that the log has named."""
-        self._log = structlog.get_logger("nodestate.auth")
-        """The logger."""
 
     @property
     def checks(self) -> bool:
@@ -144,7 +141,9 @@ class AllocationTags:
         self.untagged += 1
         if self._mode == "warn" and node not in self._named and len(self._named) < MAX_NAMED_COUNT:
             self._named.add(node)
-            self._log.warning(
+            import structlog  # noqa: PLC0415  it would take half of the time of `import nodestate.scheduling`
+
+            structlog.get_logger("nodestate.auth").warning(
                 "an allocation has no valid tag of a scheduler; mode require would not believe it",
                 node=node,
                 instance=instance,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import structlog
 
 from nodestate.auth.file_watch import FileWatch
 from nodestate.auth.keys import CellKeys, Keys, NodeKeys, SigningKey, require_valid_keys
@@ -121,6 +120,8 @@ class Keyring:
         """The file."""
         self._cell = cell
         """The name of the cell."""
+        import structlog  # noqa: PLC0415  it would take half of the time of `import nodestate.scheduling`
+
         self._log = structlog.get_logger("nodestate.auth")
         """Logs that the file was read again."""
         self._watch = FileWatch(path, clock)

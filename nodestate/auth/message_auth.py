@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-import structlog
 from msgspec import UNSET, UnsetType
 
 from nodestate.auth.key_file import Keyring
@@ -67,8 +66,6 @@ class MessageAuth:
         """Nodes that have signed, if they are remembered."""
         self._named: set[str] = set()
         """Nodes that the log has named."""
-        self._log = structlog.get_logger("nodestate.auth")
-        """The logger."""
 
     @property
     def checks(self) -> bool:
@@ -136,7 +133,9 @@ class MessageAuth:
     def _log_once(self, node: str, text: str) -> None:
         if node not in self._named and len(self._named) < MAX_NAMED_COUNT:
             self._named.add(node)
-            self._log.warning(text, kind=self._kind, node=node)
+            import structlog  # noqa: PLC0415  it would take half of the time of `import nodestate.scheduling`
+
+            structlog.get_logger("nodestate.auth").warning(text, kind=self._kind, node=node)
 
 
 class EventAuth:

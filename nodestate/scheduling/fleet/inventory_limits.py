@@ -7,7 +7,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from nodestate.model.inventory_ceilings import InventoryCeilings
 from nodestate.view.columns import Amounts
@@ -55,6 +54,8 @@ class InventoryLimits:
             name = self._names[row]
             if name not in self._logged and len(self._logged) < MAX_LOGGED_COUNT:
                 self._logged.add(name)
+                import structlog  # noqa: PLC0415  it would take half of the time of `import nodestate.scheduling`
+
                 structlog.get_logger("nodestate.scheduling").warning(
                     "a node reports more than inventory_ceilings allows; it gets no instances",
                     node=name,
