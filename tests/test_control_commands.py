@@ -106,6 +106,27 @@ def test_operators_keys_are_created_replaced_and_revoked(operator: OperatorsMach
     assert "OPERATOR_KEY_FILE" in operator.run("key", "rotate", "--operator", code=2).stderr
 
 
+@pytest.mark.parametrize("interrupted", ["rotate", "revoke"])
+def test_an_interrupted_change_of_the_operators_keys_can_be_completed(
+    operator: OperatorsMachine, interrupted: str
+) -> None:
+    """The public keys are written first. Each command named another one that refused, too."""
+    old = operator.ask("key", "init", "--operator")["id"]
+    private = Path("operator.key").read_bytes()
+    new = operator.ask("key", "rotate", "--operator")["new"]
+    if interrupted == "revoke":
+        private = Path("operator.key").read_bytes()
+        operator.run("key", "revoke", "--operator", old)
+    Path("operator.key").write_bytes(private)
+    extra = new if interrupted == "rotate" else old
+    assert f"revoke --operator {extra}" in operator.run("key", "rotate", "--operator", code=1).stderr
+    operator.run("key", "revoke", "--operator", extra)
+    status = operator.ask("key", "status")
+    assert [one["id"] for one in status["control_keys"]] == status["operator_keys"]
+    assert [one["id"] for one in status["revoked_control_keys"]] == [extra]
+    operator.run("key", "rotate", "--operator")
+
+
 def sign_show_and_replace(operator: OperatorsMachine, folder: Path) -> None:
     """The operator makes the first record, sees and overrules a forged one, and changes to another key."""
     operator.run("key", "init", "--operator")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -188,6 +189,31 @@ def test_owner_begins_another_epoch_after_its_own_was_lost(server: MemoryServer)
         owner.advance("lost")
     owner.begin(8)
     assert (stored(server).epoch, stored(server).term) == (8, 1)
+
+
+class LateClock(MemoryStore):
+    """A connection whose estimate of the server's clock is from before a sleep of a minute."""
+
+    def server_time_at(self, moment: float) -> float | None:
+        server_time = super().server_time_at(moment)
+        return server_time - 60.0 if server_time is not None else None
+
+
+def test_an_owner_that_slept_adds_no_design_over_a_head_that_seems_to_lie_in_the_future() -> None:
+    """Another owner wrote it during the sleep. Its age is unknown, and memory from before must not replace it."""
+    clock = ManualClock()
+    server = MemoryServer(clock=clock)
+    clock.advance(100.0)
+    heir, sleeper = Owner(server, "b", clock=clock), Owner(server, "a", clock=clock)
+    heir.begin(7)
+    heir.renew()  # asks for the server's clock
+    heir.renew()
+    assert stored(server).written_ms > 0
+    store = LateClock(server, clock)
+    target = replace(sleeper.place, store=store, owned_since=clock.monotonic() - 10.0)
+    with pytest.raises(FencedError):
+        run_one(store, Ownership.take_over(target))
+    assert (stored(server).owner, stored(server).term) == ("b", 1)
 
 
 def test_removed_epoch_is_a_loss_to_readers_and_owner(server: MemoryServer) -> None:

@@ -98,10 +98,15 @@ def with_new_pair(pairs: KeyPairs, now: float) -> KeyPairs:
     """
     private, public = pairs
     if max(len(private.keys), len(public.keys)) == KEYS_IN_FORCE_COUNT:
-        raise KeyStepError(
-            f"{KEYS_IN_FORCE_COUNT} operators' keys are in force already, and {public.keys[0].id} is the older one",
-            f"nodestate key revoke --operator {public.keys[0].id}",
+        private_ids, public_ids = ([one.id for one in keys.keys] for keys in pairs)
+        half = next(
+            (key_id for key_id in (*public_ids, *private_ids) if key_id not in {*private_ids} & {*public_ids}), ""
         )
+        if half:
+            reason = f"the key {half} is in one of the two files only, as after an interrupted command"
+        else:
+            reason = f"{KEYS_IN_FORCE_COUNT} operators' keys are in force already, and {public_ids[0]} is the older one"
+        raise KeyStepError(reason, f"nodestate key revoke --operator {half or public_ids[0]}")
     new_private, new_public = new_key_pair(now)
     return (
         msgspec.structs.replace(private, keys=(*private.keys, new_private)),
@@ -112,10 +117,12 @@ def with_new_pair(pairs: KeyPairs, now: float) -> KeyPairs:
 def without_pair(pairs: KeyPairs, key_id: str, now: float) -> KeyPairs:
     """Return these keys without one pair, whose signatures are refused from then on.
 
+    If an interrupted command left the key in one of the files only, it is removed from that file.
+
     Raises ``KeyStepError`` if no other pair is in force, and ``ConfigError`` if there is no key of this id.
     """
     private, public = pairs
-    if all(one.id != key_id for one in public.keys):
+    if all(one.id != key_id for keys in pairs for one in keys.keys):
         raise ConfigError(f"{key_id!r} is no operators' key in force; give one of {_ids(public)}")
     left = tuple(one for one in private.keys if one.id != key_id)
     public_left = tuple(one for one in public.keys if one.id != key_id)

@@ -125,8 +125,9 @@ class Ownership:
         checks the design's part of the head.
 
         Raises:
-            FencedError: if another owner wrote the head after ``target.owned_since``. That owner took the partition
-                while this process slept, and memory from before must not raise its term.
+            FencedError: if another owner wrote the head after ``target.owned_since``, or if the age of that owner's
+                head is unknown. That owner took the partition while this process slept, and memory from before must not
+                raise its term.
         """
         for _ in range(MAX_TRIES_COUNT):
             asked_at = target.now()
@@ -142,7 +143,7 @@ class Ownership:
             if (
                 target.owned_since is not None
                 and head.owner != target.owner
-                and age_ms <= ms_between(target.owned_since, now)
+                and (age_ms <= ms_between(target.owned_since, now) or age_ms == NEVER_HEARD)
             ):
                 raise FencedError(target.partition, head.term, f"{head.owner} wrote epoch {head.epoch:x} since")
             # The statements of the owner before stay true of the state that it wrote, and grow older.
