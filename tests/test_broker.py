@@ -45,7 +45,7 @@ from nodestate.cli.doctor.broker_checks import examine_broker
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, DeadLetterError, UnconfirmedError
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
-from nodestate.model.orders import End, Order
+from nodestate.model.orders import Answer, End, Order
 from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Delivery, Resync, Sink, Source, SystemClock
 from nodestate.testing import ManualClock
 
@@ -1058,6 +1058,30 @@ def test_a_scheduler_tells_by_its_queue_for_answers_that_an_order_went_with_its_
     admin.connection.control.exchange_delete(Topology.of(rabbit_config).node_orders)
     courier.send([End(id="i", instance="v", node="n", reply_to=answers_to)], 60.0)
     wait_until(lambda: courier.reply_to != answers_to, "the courier keeps the connection")
+
+
+@pytest.mark.service
+@pytest.mark.thorough
+def test_answers_arrive_again_after_their_exchange_was_deleted(rabbit: RabbitServer, cell: str, opened: Opened) -> None:
+    """A scheduler that hears nothing for broker_timeout_s binds its queue again."""
+    config = Config(broker=rabbit.url, cell=cell, partitions=2, broker_timeout_s=2.0)
+    courier, sink, admin = opened(KombuCourier(config)), opened(KombuSink(config)), opened(_rabbit_session(config))
+    sink.listen_for(["n"])
+    assert courier.reply_to
+    admin.connection.control.exchange_delete(Topology.of(config).answers)
+
+    def answered() -> bool:
+        with suppress(BrokerUnavailableError):
+            courier.send([End(id="i", instance="v", node="n", reply_to=courier.reply_to)], 60.0)
+        with suppress(BrokerUnavailableError):
+            sink.resyncs(0.05)
+            for order in sink.orders():
+                sink.answer(order.reply_to, Answer(id=order.id, node="n", instance="v", incarnation=5, generation=1))
+        with suppress(BrokerUnavailableError):
+            return any(not answer.refused for answer in courier.answers(0.05))
+        return False
+
+    wait_until(answered, "answers do not arrive again")
 
 
 @pytest.mark.service
