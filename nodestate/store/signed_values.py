@@ -149,13 +149,14 @@ class ValueAuth:
         others: list[Key] = []
         if len(self._marks) == 1:  # nearly always: this loop takes half of the time of the general one
             [mark] = self._marks
-            base, same = self._bases[mark], hmac.compare_digest
+            copy_of_base, same = self._bases[mark].copy, hmac.compare_digest
             for key, item in items.items():
                 value = item.value
                 if value[:MARK_BYTES] == mark:
                     content = value[HEADER_BYTES:]
-                    valid = same(_code(base, str(key), content), value[MARK_BYTES:HEADER_BYTES])
-                    if valid and not content.startswith(SIGNED):
+                    code = copy_of_base()  # as in _code, without a call for each item
+                    code.update(str(key).encode() + b"\0" + content)
+                    if same(code.digest(), value[MARK_BYTES:HEADER_BYTES]) and not content.startswith(SIGNED):
                         items[key] = Item(content, item.cas, item.ttl_s)
                         continue
                 others.append(key)
