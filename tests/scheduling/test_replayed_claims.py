@@ -6,15 +6,16 @@ their holders write them again or they expire, and the agent admits by the state
 
 from __future__ import annotations
 
-from nodestate.scheduling.claims import Claim
+from nodestate.scheduling.claims import CLAIMS, Claim
 from nodestate.scheduling.claims.record import REASSERT_S, is_unsure
 from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import parse
 from nodestate.store import keys
-from nodestate.testing import ManualClock
+from nodestate.testing import ManualClock, MemoryServer
 from tests.planted_values import content, item_at, replace, sealed
 from tests.scheduling.cells import VCPU, boot, cell_of, freeze_view, wanted
-from tests.scheduling.claim_tables import CELL, CLAIM_TTL_S
+from tests.scheduling.claim_tables import CELL, CLAIM_TTL_S, Party
+from tests.scheduling.fleets import ChangingPartition, host
 from tests.scheduling.test_affinity_seed import two_schedulers
 from tests.scheduling.test_claim_table import begun
 
@@ -129,3 +130,25 @@ def test_an_earlier_seed_moves_the_first_member_of_a_group_and_no_later_one() ->
     assert one.claim_or_get("web", "b", 30.0).node == "b"
     replace(server, key, copy, 30)
     assert {party.claim_or_get("web", "c", 30.0).node for party in (one, other)} == {"a"}
+
+
+def test_no_scheduler_replaces_a_record_because_the_servers_clock_was_set_back() -> None:
+    """After a restart, the server's clock may be behind the times of the records that it lost."""
+    clock = ManualClock()
+    clock.advance(10_000.0)
+    server = MemoryServer(clock=clock)
+    parties = [Party(name, [server], clock) for name in "ab"]
+    for party in parties:
+        party.look(ChangingPartition(host("x", vcpu=8)).view)
+        assert isinstance(party.take("x"), Claim)
+    parties[0].claim_table.read_records(["x"])
+    server.flush()
+    server.clock = ManualClock()
+    created = [party.claim_table.stats.created for party in parties]
+    for party in parties:
+        party.claim_table.reassert_own_claims()
+        party.claim_table.flush_all()
+        server.clock.advance(0.1)
+    assert [party.claim_table.stats.created for party in parties] == [created[0] + 1, created[1]]
+    record = CLAIMS.unpack(item_at(server, keys.claim(CELL, "x")).value)
+    assert sorted(claim.holder for claim in record.claims) == ["a", "b"]

@@ -155,6 +155,16 @@ class LastWrite(NamedTuple):
             return record.born < self.born - CLOCK_S
         return 0 < record.written_ms < self.written_ms
 
+    def is_of_another_clock(self, now: float) -> bool:
+        """True if this write lies in the future, so the server was restarted, with its clock set back.
+
+        Its times say nothing about later records then. A minute is more than the clocks of schedulers can differ by.
+
+        Args:
+            now: Seconds of the server's clock; 0 if the server does not answer.
+        """
+        return now > 0 and max(self.born, self.written_ms / 1000) > now + MAX_BORN_AHEAD_S
+
 
 class _ClaimRecordCodec(Codec[ClaimRecord]):
     """Converts claim records to bytes and back. Optional fields are not stored while they have their defaults."""
@@ -192,7 +202,7 @@ class _ClaimRecordCodec(Codec[ClaimRecord]):
             reason = f"created {record.born - now:,.0f} s in the future"
         elif now and any(claim.until > now + MAX_LIFETIME_S for claim in record.claims):
             reason = f"a claim that ends later than {MAX_LIFETIME_S:,.0f} s from now"
-        elif known is not None and known.is_after(record):
+        elif known is not None and not known.is_of_another_clock(now) and known.is_after(record):
             reason = "an earlier record than the one that was read before"
         if reason:
             DAMAGE.report(key, reason)
