@@ -23,9 +23,12 @@ CHANGED: Final = 100
 
 
 def _timed_by_writes(store: ClaimStore) -> ClaimStore:
-    """Let times to live count from each write: the consumer's clock stands still, and the server's does not."""
-    write = store.write
+    """Let times to live and times of writing count from each write: the consumer's clock stands still, and the
+    server's does not.
+    """
+    write, time_at = store.write, store.server_time_at
     store.write = lambda writes: write([one._replace(as_of=None) for one in writes])  # type: ignore[method-assign]  # of this object alone
+    store.server_time_at = lambda moment: time_at(time.monotonic())  # type: ignore[method-assign]  # noqa: ARG005  of this object alone
     return store
 
 
