@@ -18,10 +18,10 @@ from tests.partition_owner import report
 NO_UTF8: Final = "CAST(x'ff' AS TEXT)"
 WRONG_VALUES: Final = {
     "value": ("'text'", "7", "1.5", NO_UTF8, str(2**62)),
-    "cas": ("'text'", "1e300", "x'00'", NO_UTF8),
+    "cas": ("'text'", "1e300", "x'00'", NO_UTF8, "0", "-1", str(-(2**63))),
     "expires_at": ("'text'", "9e999", "x'00'", NO_UTF8),
 }
-"""By column of a head, SQL expressions of another type."""
+"""By column of a head, SQL expressions of another type, and ids that no item has."""
 WRONG_ROWS: Final = {
     "record": ("'text'", "7", "1.5", NO_UTF8),
     "commit_offset": ("'text'", "1e300", "x'00'", NO_UTF8),
@@ -46,7 +46,7 @@ def file(store: SqlStore, tmp_path: Path) -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
-def test_a_head_of_a_wrong_type_counts_as_missing_and_can_be_added_again(
+def test_a_head_of_a_wrong_type_or_id_counts_as_missing_and_can_be_added_again(
     store: SqlStore, file: sqlite3.Connection
 ) -> None:
     store.write([Write(Put.ADD, "other", b"right")])

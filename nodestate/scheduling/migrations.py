@@ -227,7 +227,12 @@ class Migrations:
             )
         if not fleet.reports.is_believed(row, instance):
             raise NotFoundError("instance", self._unbelieved_text(instance, row))
-        return row, fleet.reports.allocations(row)[instance]
+        allocation = fleet.reports.allocations(row).get(instance)
+        if allocation is None:
+            node = fleet.names[row]
+            reason = f"the stored state of {node}, which has {instance}, is damaged; 'nodestate resync --node {node}'"
+            raise NotFoundError("instance", f"{reason} asks its agent for a report")
+        return row, allocation
 
     def boot_of(self, resident: Resident, request: Request, exclusions: tuple[Exclusion, ...] = ()) -> Boot:
         """Return the boot that migrates or resizes an instance.

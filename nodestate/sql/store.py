@@ -11,7 +11,8 @@ writes the key. All writes of a call are one transaction, and all fetches are on
   duration of the measurement. Writes use the lower bound, and reads use the upper one, so no item looks younger than it
   is.
 - Heads are read before rows, so rows are never older than the head that was read with them.
-- SQLite stores values of any type in any column. Heads and rows with a wrong type are damaged: they count as missing.
+- Heads with an id below 1 are damaged: they count as missing, and an ``ADD`` replaces them. Heads and rows with a value
+  of a wrong type, which SQLite stores in any column, are damaged, too.
 - A deadlock, or a lock that is not granted, rolls the transaction back. It is tried again a few times, as long as all
   tries together take no longer than ``timeout_s``.
 """
@@ -158,6 +159,8 @@ class SqlStore:
             for key, value, cas, expires_at in connection.execute(*asked):
                 if not (isinstance(value, bytes) and isinstance(cas, int) and isinstance(expires_at, int | None)):
                     DAMAGE.report(key, WRONG_TYPE)
+                elif cas < 1:
+                    DAMAGE.report(key, "its compare-and-swap id is one that no item has")
                 elif expires_at is None or expires_at > now:
                     items[key] = Item(value, cas, None if expires_at is None else math.ceil(expires_at - now))
         return items
@@ -207,7 +210,9 @@ class SqlStore:
         return outcomes
 
     def _added(self, connection: sa.Connection, write: Write, values: dict[str, Any], now: float) -> WriteResult:
-        missing = sa.or_(HEADS.c.expires_at <= now, *[sa.text(each) for each in self._dialect.wrong_types])
+        missing = sa.or_(
+            HEADS.c.expires_at <= now, HEADS.c.cas < 1, *[sa.text(each) for each in self._dialect.wrong_types]
+        )
         connection.execute(sa.delete(HEADS).where(HEADS.c.key == write.key, missing))
         done = connection.execute(self._add, {"key": write.key, **values})
         # Databases' counts of rows are unreliable for an insert that did nothing, so compare the id, which is unique.

@@ -465,3 +465,16 @@ def test_an_original_that_no_scheduler_ordered_may_be_gone_when_its_copies_are_t
     one.scheduler.session.orders.supersessions.supersede_original(original, "", [Termination(at, "a", "another order")])
     cell.run_for(10.0)
     assert cell.nodes_by_instance() == {"a": [at]}
+
+
+def test_an_instance_whose_node_has_a_damaged_state_is_not_found() -> None:
+    """Its allocation cannot be decoded, but the fleet still lists it as it was in the state before."""
+    cell, [process] = cell_of(1, 1)
+    scheduler = process.scheduler
+    node = boot(scheduler, "a").node
+    cell.run_for(2.0)
+    scheduler.refresh()
+    scheduler.fleet.reports.damaged.add(scheduler.fleet.rows[node])
+    for call in (scheduler.migrations.migrate, lambda name: scheduler.updates.update(name, {"zone": "az1"})):
+        with pytest.raises(NotFoundError, match=f"the stored state of {node}, which has a, is damaged"):
+            call("a")
