@@ -20,6 +20,10 @@ import pytest
 
 from harness.servers import RabbitServer
 from harness.waiting import PATIENCE_S
+from nodestate.broker import Topology
+from nodestate.broker.connector import open_session
+from nodestate.broker.rabbitmq.session import RabbitSession
+from nodestate.config import Config
 from nodestate.model import fold, parse_event
 from tests.formats import exchange, order_exchange
 
@@ -112,6 +116,12 @@ def test_agents_and_schedulers_of_both_versions_exchange_orders_and_answers(
     rabbit: RabbitServer, cell: str, old_package: Path, old_role: str
 ) -> None:
     """In whatever order processes are upgraded, orders reach their agents, and answers their schedulers."""
+    config = Config(broker=rabbit.url, cell=cell, partitions=1)
+    session = open_session(config, "test", declare=False)
+    assert isinstance(session, RabbitSession)
+    # An upgraded cell has the dead-letter queue of the earlier version, which has no bound.
+    session.connection.control.queue_declare(Topology.of(config).dead, durable=True, auto_delete=False)
+    session.close()
     script = str(Path(order_exchange.__file__))
     processes = [
         subprocess.Popen(  # noqa: S603 - our own script
