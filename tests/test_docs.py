@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -154,9 +155,10 @@ def test_every_source_file_named_on_a_page_exists(path: Path) -> None:
         assert (ROOT / file).exists(), f"there is no {file}"
 
 
-def test_every_row_of_the_fault_table_names_a_test() -> None:
+def test_every_row_of_the_fault_table_is_there_once_and_names_a_test() -> None:
     faults = [row for row in table_rows(CONSISTENCY.read_text(encoding="utf-8")) if len(row) == 4 and row[1]]
     assert len(faults) >= 30
+    assert [fault for fault, count in Counter(row[0] for row in faults).items() if count > 1] == []
     for fault, _seen, _healed, proof in faults:
         assert "`tests/" in proof or TO_COME in proof, f"the row {fault!r} names neither a test nor {TO_COME}"
 
