@@ -46,6 +46,12 @@ def test_the_search_finds_a_fault_whose_fix_is_taken_out(fix: str) -> None:
     assert min(len(violation.path) for violation in result.violations) <= len(path)
 
 
+def test_an_instance_of_a_failed_boot_is_ended_where_a_migration_that_was_under_way_took_it() -> None:
+    path = ("s1 boots a", "s1", "answers are late", "12 s", "s2 evacuates a", "s1", "agents", "12 s", "answers arrive")
+    with capture_logs():
+        assert judge_path(WORLDS["late answers"], path, settle=True) is None
+
+
 def test_the_same_choices_lead_to_the_same_state() -> None:
     """Also in another process and after a snapshot, or the search would merge states that differ."""
     make, choices = WORLDS["crashes"], ("A:pause", "event", "A: crash", "1 s", "B", "reader")
