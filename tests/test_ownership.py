@@ -216,6 +216,21 @@ def test_an_owner_that_slept_adds_no_design_over_a_head_that_seems_to_lie_in_the
     assert (stored(server).owner, stored(server).term) == ("b", 1)
 
 
+def test_an_epoch_whose_head_seems_to_lie_in_the_future_is_not_removed_as_unused() -> None:
+    """The server's machine was paused: its clock is behind the times of writing for a while."""
+    clock = ManualClock()
+    server = MemoryServer(clock=clock)
+    clock.advance(100.0)
+    owner, late = Owner(server, "b", clock=clock), Owner(server, "a", clock=clock)
+    owner.begin(7)
+    owner.renew()  # asks for the server's clock
+    owner.renew()
+    store = LateClock(server, clock)
+    with pytest.raises(FencedError):
+        run_one(store, remove_epoch(replace(late.place, store=store), rows=False, fresh_s=5.0))
+    assert stored(server).owner == "b"
+
+
 def test_removed_epoch_is_a_loss_to_readers_and_owner(server: MemoryServer) -> None:
     """A design that is no longer written must not look fresh, and its writer must notice."""
     owner = Owner(server, "a")

@@ -151,7 +151,7 @@ def _require_index(part: IndexPart) -> None:
 
 SNAPSHOT_SECTION: Final = SectionCodec(SnapshotSection, _is_consistent)
 NODE: Final = Codec(StoredNode)
-"""Readers also check that a record has the columns of its classes, see ``_accept``."""
+"""Readers also check that a record has the columns of its classes, see ``SnapshotReader``."""
 INDEX_PART: Final = Codec(IndexPart, _require_index)
 PART_NODES: Final = 2_000
 """Nodes in one part of an index. With names of 200 characters that is less than half of memcached's item limit."""

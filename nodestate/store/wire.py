@@ -99,7 +99,7 @@ class Codec(Generic[T]):
     def unpack(self, raw: bytes) -> T:
         """Decode a stored value. Raises ``CorruptItemError``."""
         payload = memoryview(raw)[ENVELOPE_BYTES:]
-        if raw[:2] != _MAGIC or raw[2:ENVELOPE_BYTES] != xxhash.xxh3_64_digest(payload):
+        if raw[:ENVELOPE_BYTES] != _MAGIC + xxhash.xxh3_64_digest(payload):
             raise CorruptItemError(
                 _REFUSALS.get(raw)
                 or f"no {self._name} in format {STORED_VERSION}, or its checksum is wrong: {raw[:24]!r}"
