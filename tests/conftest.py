@@ -58,6 +58,18 @@ def rabbit() -> Iterator[RabbitServer]:
         yield server
 
 
+@pytest.fixture
+def opened() -> Iterator[Callable[[Any], Any]]:
+    """A function that returns its argument, and closes it at the end of the test."""
+    with ExitStack() as stack:
+
+        def keep(thing: Any) -> Any:
+            stack.callback(thing.close)
+            return thing
+
+        yield keep
+
+
 @pytest.fixture(scope="session")
 def memcached_factory() -> Iterator[MemcachedFactory]:
     """Start a new memcached at each call, with MemcachedServer's arguments.

@@ -24,7 +24,7 @@ import kombu
 from harness.commands import run_command, start_command
 from harness.members import Member, Service
 from harness.waiting import PATIENCE_S, wait_until
-from nodestate.auth.file_watch import REREAD_S
+from nodestate.auth.followed_file import REREAD_S
 from nodestate.broker import KombuCourier
 from nodestate.broker.diagnostics import DeadLetter, queue_depths, read_dead_letters
 from nodestate.broker.topology import Topology
@@ -76,7 +76,7 @@ class ServiceThread:
 
     def run(self, config: Config) -> None:
         """Work until ``stop`` is called."""
-        raise NotImplementedError
+        raise NotImplementedError  # a subclass's
 
 
 class ReadingThread(ServiceThread):

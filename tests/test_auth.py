@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from nodestate.agent.publisher import Publisher
 from nodestate.auth import EventAuth, MessageAuth, OrderAuth, event_auth, order_auth
-from nodestate.auth.file_watch import REREAD_S
+from nodestate.auth.followed_file import REREAD_S
 from nodestate.auth.key_file import Keyring, read_keys
 from nodestate.auth.keys import CellKeys, NodeKeys
 from nodestate.auth.signatures import FIELD_BYTES

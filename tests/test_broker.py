@@ -6,7 +6,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -155,20 +155,6 @@ def config(request: pytest.FixtureRequest, cell: str) -> Config:
 @pytest.fixture
 def rabbit_config(rabbit: RabbitServer, cell: str) -> Config:
     return Config(broker=rabbit.url, cell=cell, partitions=2, standby_s=0.3)
-
-
-@pytest.fixture
-def opened() -> Iterator[Opened]:
-    """A function that returns its argument, and closes it at the end of the test."""
-    closers: list[Any] = []
-
-    def keep(thing: Any) -> Any:
-        closers.append(thing)
-        return thing
-
-    yield keep
-    for thing in reversed(closers):
-        thing.close()
 
 
 def _receive(source: Source, count: int, *, activations: bool = False) -> list[Delivery]:

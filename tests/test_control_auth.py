@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from nodestate.auth.file_watch import REREAD_S
+from nodestate.auth.followed_file import REREAD_S
 from nodestate.auth.key_file import write_keys
 from nodestate.auth.operator_keys import KeyPairs, with_new_pair, without_pair
 from nodestate.cli.doctor.design_checks import examine_copies, examine_record

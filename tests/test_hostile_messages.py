@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -70,18 +69,6 @@ ANSWERS: Final = {
     "a generation below zero": msgspec.msgpack.encode({"id": "o", "node": "n1", "instance": "i", "generation": -1}),
     "a time that is no number": msgspec.msgpack.encode({"id": "o", "node": "n", "instance": "i", "at": float("nan")}),
 }
-
-
-@pytest.fixture
-def opened() -> Iterator[Callable[[Any], Any]]:
-    """A function that returns its argument, and closes it at the end of the test."""
-    with ExitStack() as stack:
-
-        def keep(thing: Any) -> Any:
-            stack.callback(thing.close)
-            return thing
-
-        yield keep
 
 
 # -- frames, without a broker ---------------------------------------------------------------------

@@ -199,35 +199,33 @@ class LateClock(MemoryStore):
         return server_time - 60.0 if server_time is not None else None
 
 
-def test_an_owner_that_slept_adds_no_design_over_a_head_that_seems_to_lie_in_the_future() -> None:
-    """Another owner wrote it during the sleep. Its age is unknown, and memory from before must not replace it."""
+def head_in_the_future() -> tuple[MemoryServer, PartitionTarget]:
+    """A server with the dated head of owner b, and the target of owner a, to which this head lies in the future."""
     clock = ManualClock()
     server = MemoryServer(clock=clock)
     clock.advance(100.0)
-    heir, sleeper = Owner(server, "b", clock=clock), Owner(server, "a", clock=clock)
-    heir.begin(7)
-    heir.renew()  # asks for the server's clock
-    heir.renew()
+    owner = Owner(server, "b", clock=clock)
+    owner.begin(7)
+    owner.renew()  # asks for the server's clock
+    owner.renew()
     assert stored(server).written_ms > 0
-    store = LateClock(server, clock)
-    target = replace(sleeper.place, store=store, owned_since=clock.monotonic() - 10.0)
+    return server, replace(Owner(server, "a", clock=clock).place, store=LateClock(server, clock))
+
+
+def test_an_owner_that_slept_adds_no_design_over_a_head_that_seems_to_lie_in_the_future() -> None:
+    """Another owner wrote it during the sleep. Its age is unknown, and memory from before must not replace it."""
+    server, target = head_in_the_future()
+    target = replace(target, owned_since=target.now() - 10.0)
     with pytest.raises(FencedError):
-        run_one(store, Ownership.take_over(target))
+        run_one(target.store, Ownership.take_over(target))
     assert (stored(server).owner, stored(server).term) == ("b", 1)
 
 
 def test_an_epoch_whose_head_seems_to_lie_in_the_future_is_not_removed_as_unused() -> None:
     """The server's machine was paused: its clock is behind the times of writing for a while."""
-    clock = ManualClock()
-    server = MemoryServer(clock=clock)
-    clock.advance(100.0)
-    owner, late = Owner(server, "b", clock=clock), Owner(server, "a", clock=clock)
-    owner.begin(7)
-    owner.renew()  # asks for the server's clock
-    owner.renew()
-    store = LateClock(server, clock)
+    server, target = head_in_the_future()
     with pytest.raises(FencedError):
-        run_one(store, remove_epoch(replace(late.place, store=store), rows=False, fresh_s=5.0))
+        run_one(target.store, remove_epoch(target, rows=False, fresh_s=5.0))
     assert stored(server).owner == "b"
 
 

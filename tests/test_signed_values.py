@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from harness.servers import MemcachedServer
-from nodestate.auth.file_watch import REREAD_S
+from nodestate.auth.followed_file import REREAD_S
 from nodestate.auth.keys import CellKeys
 from nodestate.cli.doctor.findings import FAIL, OK, WARN
 from nodestate.cli.doctor.value_checks import examine_values
@@ -324,9 +324,9 @@ def key_change_at(cell: SignedCell, moment: int) -> Iterator[None]:
             cell.ring.change(BOTH)
         return fetch(names)
 
-    cell.server.write, cell.server.fetch = at_write, at_fetch  # type: ignore[method-assign]
+    cell.server.write, cell.server.fetch = at_write, at_fetch  # type: ignore[method-assign]  # of this server alone
     yield
-    cell.server.write, cell.server.fetch = write, fetch  # type: ignore[method-assign]
+    cell.server.write, cell.server.fetch = write, fetch  # type: ignore[method-assign]  # of this server alone
 
 
 def test_values_are_written_again_if_the_only_key_that_signed_them_is_revoked() -> None:

@@ -34,5 +34,5 @@ fold(record, Change(**fields, generation=2, patch=msgspec.Raw(encode(patch))))
 
 def test_no_first_use_of_a_type_describes_it_to_msgspec() -> None:
     """Two threads that describe one type at the same time crash the interpreter: two readers, or two schedulers."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)  # noqa: S603 - our own program
     assert done.returncode == 0, done.stderr[-2_000:]

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from nodestate.auth.file_watch import FileWatch
+from nodestate.auth.followed_file import FollowedFile
 from nodestate.auth.keys import CellKeys, Keys, NodeKeys, SigningKey, require_valid_keys
 from nodestate.errors import ConfigError
 from nodestate.ports import Clock
@@ -101,10 +101,7 @@ def encode_keys(keys: Keys) -> bytes:
 
 
 class Keyring:
-    """The keys of one file. A changed file is read again within ``file_watch.REREAD_S``.
-
-    If the changed file is damaged or missing, the keys that were read before stay in force, and the log names the file.
-    It is read again every few seconds then, until it can be used.
+    """The keys of one file, which is followed: see ``FollowedFile``.
 
     Args:
         path: the file.
@@ -116,17 +113,9 @@ class Keyring:
     """
 
     def __init__(self, path: str, cell: str, clock: Clock) -> None:
-        self._path = path
+        self._file: FollowedFile[Keys] = FollowedFile(path, lambda: read_keys(path, cell), clock)
         """The file."""
-        self._cell = cell
-        """The name of the cell."""
-        import structlog  # noqa: PLC0415  it would take half of the time of `import nodestate.scheduling`
-
-        self._log = structlog.get_logger("nodestate.auth")
-        """Logs that the file was read again."""
-        self._watch = FileWatch(path, clock)
-        """Tells when the file has changed."""
-        self._keys = read_keys(path, cell)
+        self._keys = self._file.content
         """The keys that were read last."""
         self._signing_keys: dict[tuple[str, str], SigningKey | None] = {}
         """By purpose and node, the key to sign with, as derived from these."""
@@ -134,8 +123,6 @@ class Keyring:
         """By purpose, node and id, the keys that were derived from these to check signatures."""
         self._readings_count = 1
         """How many times the keys were read."""
-        self._failure = ""
-        """Why the file could not be read again at the last try; empty if it could. It is logged once."""
 
     @property
     def readings_count(self) -> int:
@@ -182,17 +169,7 @@ class Keyring:
 
     def _follow_file(self) -> None:
         """Read the file again if it has changed."""
-        if not self._watch.has_changed():
-            return
-        try:
-            self._keys = read_keys(self._path, self._cell)
-        except ConfigError as error:
-            self._watch.look_again()
-            if str(error) != self._failure:
-                self._failure = str(error)
-                self._log.error("keys can't be read again; the keys from before stay in force", reason=str(error))
-        else:
-            self._failure = ""
+        if self._file.follow():
+            self._keys = self._file.content
             self._signing_keys, self._checking_keys = {}, {}
             self._readings_count += 1
-            self._log.info("keys read again", file=self._path)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import msgspec
-import structlog
 from msgspec import Meta
 
-from nodestate.auth.file_watch import FileWatch
+from nodestate.auth.followed_file import FollowedFile
 from nodestate.auth.key_file import MAX_FILE_BYTES
 from nodestate.auth.keys import KeyId
 from nodestate.auth.signatures import KEY_ID_CHARS
@@ -192,10 +191,7 @@ class ControlSigner:
 
 
 class ControlKeyring:
-    """The public keys of one file. A changed file is read again within ``file_watch.REREAD_S``.
-
-    If the changed file is damaged or missing, the keys that were read before stay in force, and the log names the file.
-    It is read again every few seconds then, until it can be used.
+    """The public keys of one file, which is followed: see ``FollowedFile``.
 
     Args:
         path: the file.
@@ -210,31 +206,15 @@ class ControlKeyring:
         _require_package()
         self.path = path
         """The file."""
-        self._cell = cell
-        """The name of the cell."""
-        self._watch = FileWatch(path, clock)
-        """Tells when the file has changed."""
-        self._log = structlog.get_logger("nodestate.auth")
-        """Logs that the file was read again."""
-        self._failure = ""
-        """Why the file could not be read again at the last try; empty if it could. It is logged once."""
-        self._follow(read_control_keys(path, cell))
+        self._file = FollowedFile(path, lambda: read_control_keys(path, cell), clock)
+        """The file and the keys that were read last."""
+        self._take(self._file.content)
 
     def follow_file(self) -> bool:
         """Read the file again if it has changed. Returns True if other keys are in force from now on."""
-        if not self._watch.has_changed():
+        if not self._file.follow():
             return False
-        try:
-            keys = read_control_keys(self.path, self._cell)
-        except ConfigError as error:
-            self._watch.look_again()
-            if str(error) != self._failure:
-                self._failure = str(error)
-                self._log.error("keys can't be read again; the keys from before stay in force", reason=str(error))
-            return False
-        self._failure = ""
-        self._follow(keys)
-        self._log.info("keys read again", file=self.path)
+        self._take(self._file.content)
         return True
 
     def has_key(self, key_id: str) -> bool:
@@ -257,7 +237,7 @@ class ControlKeyring:
             return "its signature does not match: it was changed, or belongs to another cell"
         return ""
 
-    def _follow(self, keys: ControlKeys) -> None:
+    def _take(self, keys: ControlKeys) -> None:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415  see _require_package
 
         self._public: dict[str, Ed25519PublicKey] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nodestate.auth.file_watch import REREAD_S
+from nodestate.auth.followed_file import REREAD_S
 from nodestate.auth.key_file import encode_keys, read_cell_keys, read_keys, write_keys
 from nodestate.auth.keys import CellKeys, Secret
 from nodestate.cli import operator_key

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from nodestate.auth.file_watch import REREAD_S
+from nodestate.auth.followed_file import REREAD_S
 from nodestate.auth.key_file import write_keys
 from nodestate.auth.operator_keys import (
     ControlKeys,

@@ -103,7 +103,8 @@ def _change(data: Random, database: _Database) -> bool:
         execute("UPDATE nodestate_nodes SET record = ? WHERE place LIKE '%:2.0:%' AND slot = ?", (record, slot))
     elif kind < 5:
         column = data.choice((*NODE_COLUMNS, "record"))
-        asked = f"UPDATE OR REPLACE nodestate_nodes SET {column} = {value} WHERE place LIKE '%:2.0:%' AND slot = ?"  # noqa: S608
+        where = "place LIKE '%:2.0:%' AND slot = ?"
+        asked = f"UPDATE OR REPLACE nodestate_nodes SET {column} = {value} WHERE {where}"  # noqa: S608 - our own table
         execute(asked, (_scalar(data), slot))
     elif kind == 5:
         asked = f"INSERT OR REPLACE INTO nodestate_nodes SELECT place, epoch, ?, {', '.join(NODE_COLUMNS[4:])}, "

@@ -100,18 +100,6 @@ def site(server: RabbitServer) -> Site:
 
 
 @pytest.fixture
-def opened() -> Iterator[Callable[[Any], Any]]:
-    """Close these objects after the test."""
-    with ExitStack() as stack:
-
-        def keep(thing: Any) -> Any:
-            stack.callback(thing.close)
-            return thing
-
-        yield keep
-
-
-@pytest.fixture
 def declared(site: Site) -> Iterator[Site]:
     """The cell, as a consumer declares it."""
     source = KombuSource(site.config("consumer"), range(PARTITIONS))
