@@ -131,7 +131,7 @@ class Session:
                 orders.receive_answers(min(wait_s, orders.boots.idle_s))
             except BrokerUnavailableError:
                 self.clock.sleep(min(wait_s, MAX_WAIT_S))
-            orders.boots.expire_unanswered()
+            self._expire_unanswered(orders)
             if self._has_usable_view(orders):
                 orders.boots.step()
         self._maintain_claims()
@@ -208,6 +208,18 @@ class Session:
         return self.claim_table.is_allocated(node, claim) or is_past
 
     # -- inside a step
+
+    def _expire_unanswered(self, orders: OrderTracker) -> None:
+        """Let boots whose answers are overdue choose other nodes, unless a new view shows that they succeeded.
+
+        If only the answer was lost, the instance runs, and ending it would undo a boot that succeeded. Without a fresh
+        view, the boots choose other nodes all the same.
+        """
+        if orders.boots.idle_s > 0:
+            return
+        if self.try_refresh():
+            orders.on_fleet_advanced()
+        orders.boots.expire_unanswered()
 
     def _has_usable_view(self, orders: OrderTracker) -> bool:
         """Read a view if a boot needs a node, and fail the boots for which the view is too old.

@@ -136,7 +136,6 @@ class SchedulingWorld:
         self._moved: list[Any] = []  # outcomes of evacuations
         self._reserved: list[Reservation] = []
         self._terminated: set[str] = set()
-        self._told_as_failed: set[str] = set()
         self.clock.settling = False
 
     # -- the world
@@ -292,18 +291,16 @@ class SchedulingWorld:
     def _judge(self) -> None:
         """Assert that no node is over capacity, that reservations keep their room (I8, I9), and that outcomes are true.
 
-        When a boot is told as failed, its instance may still be on a node that was asked, because an ``End`` is under
-        way there. Another scheduler may still move it from there; ``settle`` judges that it is ended in the end.
+        An instance of a failed boot may still be on a node that was asked, because an ``End`` is under way there.
         """
         self.cell.check_agents()
         self.cell.check_claims()
         placed = self.cell.nodes_by_instance()
         for boot in self._boots:
             instance, outcome = boot.placing.instance, boot.outcome
-            if isinstance(outcome, Failed) and instance not in self._told_as_failed | self._terminated:
-                self._told_as_failed.add(instance)
+            if isinstance(outcome, Failed) and instance not in self._terminated:
                 elsewhere = set(placed.get(instance, ())) - {refusal.node for refusal in outcome.refusals}
-                assert not elsewhere, f"{instance} was told as failed, and had been moved to {elsewhere}"
+                assert not elsewhere, f"{instance} was told as failed, and was moved to {elsewhere}"
 
     @property
     def must_settle(self) -> bool:

@@ -46,7 +46,7 @@ def test_the_search_finds_a_fault_whose_fix_is_taken_out(fix: str) -> None:
     assert min(len(violation.path) for violation in result.violations) <= len(path)
 
 
-def test_an_instance_of_a_failed_boot_is_ended_where_a_migration_that_was_under_way_took_it() -> None:
+def test_a_boot_whose_answer_is_late_succeeds_if_a_view_shows_it_before_its_instance_is_ended() -> None:
     path = ("s1 boots a", "s1", "answers are late", "12 s", "s2 evacuates a", "s1", "agents", "12 s", "answers arrive")
     with capture_logs():
         assert judge_path(WORLDS["late answers"], path, settle=True) is None

@@ -12,7 +12,7 @@ from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S
 from nodestate.scheduling.request import parse
 from nodestate.testing import TransitMessage
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
-from tests.scheduling.cells import boot, cell_of, freeze_view
+from tests.scheduling.cells import boot, cell_of, freeze_view, wanted
 
 
 def test_cancelling_the_future_of_a_boot_changes_nothing() -> None:
@@ -134,6 +134,27 @@ def hold_answers_to(cell: SchedulingCell, process: SchedulerProcess) -> list[Tra
 
     cell.broker.transit.arrive = arrive_unless_held  # type: ignore[method-assign]  # for this test alone
     return waiting
+
+
+def test_a_boot_whose_answer_is_lost_succeeds_if_a_view_shows_its_instance() -> None:
+    """No ``End`` is sent: it would undo a boot that succeeded."""
+    cell, (one, _) = cell_of(2)
+    freeze_view(cell, one)
+    hold_answers_to(cell, one)
+    [lost] = one.scheduler.submit(parse(wanted("a")))
+    one.scheduler.step()
+    cell.step_agents()
+    [node] = cell.nodes_by_instance()["a"]
+    cell.clock.advance(cell.config.answer_timeout_s)
+    cell.step_agents()
+    cell.clock.advance(1.0)
+    cell.step_agents()
+    one.reader.lagging = False
+    one.scheduler.step()
+    assert isinstance(lost.outcome, Booted), lost.outcome
+    assert (lost.outcome.node, lost.outcome.refusals) == (node, ())
+    cell.run_for(2 * TERMINATION_RETRY_S)
+    assert cell.nodes_by_instance() == {"a": [node]}
 
 
 @pytest.mark.parametrize("pinned", [False, True])
