@@ -41,7 +41,7 @@ class FixedKeyring(Keyring):
     """Keys without a file; a test may replace them at any time."""
 
     def __init__(self, keys: CellKeys | NodeKeys) -> None:
-        self._signing_keys, self._checking_keys = {}, {}
+        self._signing_keys, self._macs = {}, {}
         self._readings_count = 0
         self.change(keys)
 
@@ -49,7 +49,7 @@ class FixedKeyring(Keyring):
         self._keys = keys
         self._readings_count += 1
         self._signing_keys.clear()
-        self._checking_keys.clear()
+        self._macs.clear()
 
     def _follow_file(self) -> None:
         """Do nothing."""

@@ -34,7 +34,7 @@ import msgspec
 from nodestate.auth.key_file import Keyring
 from nodestate.auth.keys import ALLOCATIONS, SECRETS_IN_FORCE_COUNT
 from nodestate.auth.message_auth import MAX_NAMED_COUNT, open_keyring
-from nodestate.auth.signatures import KEY_ID_CHARS, SIGNATURE_CHARS, is_valid, signature_of
+from nodestate.auth.signatures import KEY_ID_CHARS, SIGNATURE_CHARS, is_valid, mac_of, signature_of
 from nodestate.config import Config
 from nodestate.errors import ConfigError
 from nodestate.ports import Clock
@@ -105,7 +105,8 @@ class AllocationTags:
             return plain
         content = _encode([node, instance, resources, group, plain])
         keys = self._keyring.keys_in_force(ALLOCATIONS, _NO_NODE)
-        return {**plain, TAG: "".join(signature_of(content, *key, _LABEL) for key in keys)} if keys else plain
+        tag = "".join(signature_of(content, one.id, mac_of(one.key), _LABEL) for one in keys)
+        return {**plain, TAG: tag} if tag else plain
 
     def valid_ids(self, node: str, instance: str, allocation: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the ids of the secrets in force under which the tag of an allocation is valid.
@@ -129,8 +130,8 @@ class AllocationTags:
             return ()
         found = []
         for code in codes:
-            key = self._keyring.key(ALLOCATIONS, _NO_NODE, code[:KEY_ID_CHARS])
-            if key is not None and is_valid(code, content, key, _LABEL):
+            mac = self._keyring.mac(ALLOCATIONS, _NO_NODE, code[:KEY_ID_CHARS])
+            if mac is not None and is_valid(code, content, mac, _LABEL):
                 found.append(code[:KEY_ID_CHARS])
         return tuple(found)
 

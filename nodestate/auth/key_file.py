@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import stat
 from contextlib import suppress
@@ -12,13 +13,14 @@ import msgspec
 
 from nodestate.auth.followed_file import FollowedFile
 from nodestate.auth.keys import CellKeys, Keys, NodeKeys, SigningKey, require_valid_keys
+from nodestate.auth.signatures import mac_of
 from nodestate.errors import ConfigError
 from nodestate.ports import Clock
 from nodestate.setting_files import require_secret
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
-MAX_CACHED_KEYS_COUNT: Final = 200_000
-"""Derived keys that a process keeps. Forged messages may name any number of nodes."""
+MAX_CACHED_KEYS_COUNT: Final = 100_000
+"""Derived keys that a process keeps, about 0.6 kB each. Forged messages may name any number of nodes."""
 
 _decode = msgspec.json.Decoder(CellKeys | NodeKeys).decode
 
@@ -119,8 +121,8 @@ class Keyring:
         """The keys that were read last."""
         self._signing_keys: dict[tuple[str, str], SigningKey | None] = {}
         """By purpose and node, the key to sign with, as derived from these."""
-        self._checking_keys: dict[tuple[str, str, str], bytes] = {}
-        """By purpose, node and id, the keys that were derived from these to check signatures."""
+        self._macs: dict[tuple[str, str, str], hmac.HMAC] = {}
+        """By purpose, node and id, the keys that were derived from these to check signatures, see ``mac_of``."""
         self._readings_count = 1
         """How many times the keys were read."""
 
@@ -145,18 +147,18 @@ class Keyring:
             self._signing_keys[place] = self._keys.signing_key(purpose, node)
         return self._signing_keys[place]
 
-    def key(self, purpose: str, node: str, key_id: str) -> bytes | None:
-        """Return a key of a node; None if there is none of this id, or if it is revoked."""
+    def mac(self, purpose: str, node: str, key_id: str) -> hmac.HMAC | None:
+        """Return a key of a node, see ``mac_of``; None if there is none of this id, or if it is revoked."""
         self._follow_file()
         place = (purpose, node, key_id)
-        key = self._checking_keys.get(place)
-        if key is None:
+        mac = self._macs.get(place)
+        if mac is None:
             key = self._keys.key(purpose, node, key_id)
             if key is not None:
-                if len(self._checking_keys) >= MAX_CACHED_KEYS_COUNT:
-                    self._checking_keys.clear()
-                self._checking_keys[place] = key
-        return key
+                if len(self._macs) >= MAX_CACHED_KEYS_COUNT:
+                    self._macs.clear()
+                mac = self._macs[place] = mac_of(key)
+        return mac
 
     def has_keys_of(self, node: str) -> bool:
         """Return whether there are keys of a node."""
@@ -171,5 +173,5 @@ class Keyring:
         """Read the file again if it has changed."""
         if self._file.follow():
             self._keys = self._file.content
-            self._signing_keys, self._checking_keys = {}, {}
+            self._signing_keys, self._macs = {}, {}
             self._readings_count += 1

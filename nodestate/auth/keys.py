@@ -21,7 +21,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from nodestate.auth.signatures import KEY_ID_CHARS
+from nodestate.auth.signatures import KEY_ID_CHARS, mac_of
 from nodestate.errors import KeyStepError
 from nodestate.model import NodeName
 
@@ -228,10 +228,12 @@ def require_valid_keys(keys: Keys) -> None:
 
 
 def _derived(secret: str, cell: str, purpose: str, node: str) -> bytes:
-    return hmac.digest(_root(secret, cell, purpose), node.encode(), "sha256")
+    made = _root(secret, cell, purpose).copy()
+    made.update(node.encode())
+    return made.digest()
 
 
 @lru_cache(maxsize=64)
-def _root(secret: str, cell: str, purpose: str) -> bytes:
+def _root(secret: str, cell: str, purpose: str) -> hmac.HMAC:
     """Return the root of a purpose. A consumer that starts derives the keys of all its nodes from the same few."""
-    return hmac.digest(bytes.fromhex(secret), f"nodestate {cell} {purpose}".encode(), "sha256")
+    return mac_of(hmac.digest(bytes.fromhex(secret), f"nodestate {cell} {purpose}".encode(), "sha256"))

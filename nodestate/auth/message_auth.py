@@ -18,7 +18,14 @@ from msgspec import UNSET, UnsetType
 
 from nodestate.auth.key_file import Keyring
 from nodestate.auth.keys import EVENTS, HANDOVERS, ORDERS
-from nodestate.auth.signatures import KEY_ID_CHARS, add_signature, is_valid, signed_content, without_signature
+from nodestate.auth.signatures import (
+    KEY_ID_CHARS,
+    add_signature,
+    is_valid,
+    mac_of,
+    signed_content,
+    without_signature,
+)
 from nodestate.config import Config
 from nodestate.errors import BadEventError, ConfigError
 from nodestate.model.orders import Answer, Order, encode, require_order_size
@@ -81,7 +88,7 @@ class MessageAuth:
             if self._mode != "accept":
                 self._log_once(node, "there is no key of this node, so its messages are not signed")
             return body
-        return add_signature(body, key.id, key.key, self._label)
+        return add_signature(body, key.id, mac_of(key.key), self._label)
 
     def check(self, node: str, body: bytes, signature: str | UnsetType) -> bytes:
         """Check an encoded message of a node, or to it. Returns the message without its signature.
@@ -104,13 +111,13 @@ class MessageAuth:
             return without_signature(content) if content is not None else body
         if content is None:
             raise self._refusal(node, "its signature is not the last field, or has another form")
-        key = self._keyring.key(self._purpose, node, signature[:KEY_ID_CHARS])
-        if key is None:
+        mac = self._keyring.mac(self._purpose, node, signature[:KEY_ID_CHARS])
+        if mac is None:
             if self._mode == "accept" and not self._keyring.has_keys_of(node):
                 self.unsigned += 1
                 return without_signature(content)
             raise self._refusal(node, f"the key {signature[:KEY_ID_CHARS]} of this node is unknown or revoked")
-        if not is_valid(signature, content, key, self._label):
+        if not is_valid(signature, content, mac, self._label):
             raise self._refusal(node, "the signature does not match: another process wrote or changed the message")
         if self._remembers and self._mode == "warn":
             self._signers.add(node)

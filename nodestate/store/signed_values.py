@@ -139,7 +139,18 @@ class ValueAuth:
         if self._keyring is None:
             return writes
         self._follow(self._keyring)
-        return [write if write.put is Put.DELETE else self._signed(write) for write in writes]
+        covered = [write.key.encode() + b"\0" for write in writes]
+        values = [write.value for write in writes]
+        for mark in reversed(self._marks):  # the code of the oldest secret covers the other header
+            copy_of_base = self._bases[mark].copy
+            for at, value in enumerate(values):
+                code = copy_of_base()  # as in _code, without a call for each value
+                code.update(covered[at] + value)
+                values[at] = b"".join((mark, code.digest(), value))
+        return [
+            write if write.put is Put.DELETE else Write(write.put, write.key, value, *write[3:])
+            for write, value in zip(writes, values, strict=True)
+        ]
 
     def checked(self, items: dict[Key, Item]) -> dict[Key, Item]:
         """Return the same items with their unsigned values. A value that the mode refuses is replaced."""
@@ -166,12 +177,6 @@ class ValueAuth:
         for key in others:
             items[key] = self._checked(str(key), items[key])
         return items
-
-    def _signed(self, write: Write) -> Write:
-        value = write.value
-        for mark in reversed(self._marks):
-            value = b"".join((mark, _code(self._bases[mark], write.key, value), value))
-        return Write(write.put, write.key, value, *write[3:])
 
     def _unchecked(self, items: dict[Key, Item]) -> dict[Key, Item]:
         """Remove signatures without a check, because this process has no keys."""
