@@ -385,7 +385,6 @@ class SignedCell:
         return {
             "copy the file of the cell to all consumers and schedulers": self._copy_cell_file,
             "copy the file of each node to its agent": self._copy_node_files,
-            "restart one scheduler": lambda: self.schedulers[0].restart(load(environ=self._settings("scheduler"))),
             f"wait for {REREAD_S:g} s": lambda: time.sleep(REREAD_S),
             "wait until doctor names no key of the old secret": self._wait_until_replaced,
             "wait until doctor names the revoked node": self._wait_until_revoked,

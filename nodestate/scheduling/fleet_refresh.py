@@ -28,6 +28,10 @@ DOUBT_AFTER_S: Final = 30.0
 """Seconds, in addition to the greatest age of a view, after which a version that no view shows does not exist."""
 CATCH_UP_S: Final = 1.0
 """Seconds to wait for the node states that claim records require, before an instance fails for lack of a node."""
+REREADS_COUNT: Final = 12
+"""Number of calls of ``reread_claims`` in which all claim records are read again."""
+REREAD_RECORDS_MIN: Final = 100
+"""Number of claim records that one call reads at least."""
 
 
 class FleetRefresher:
@@ -71,6 +75,7 @@ class FleetRefresher:
         self._blocked_since: dict[str, tuple[Version, float]] = {}  # by node, its record's ``seen``, and since when
         self._doubt_at = clock.monotonic()  # when to look next for claim records that block their nodes
         self._claims_read_count = 0  # the claim records of this number of first rows have been read
+        self._reread_from = 0  # the row whose claim record is read again next
 
     @property
     def view(self) -> View:
@@ -121,6 +126,18 @@ class FleetRefresher:
             self.refresh()
         self.claim_table.read_records(self.claim_table.records.nodes_claimed_by_others(self._name))
         return self.fleet.changes != before
+
+    def reread_claims(self) -> None:
+        """Read the next part of the claim records again, so that each one is read from time to time.
+
+        A scheduler writes to the records that it knows, and does not notice by itself that an idle one was lost, or
+        lacks the code of a secret that came into force. The next flush writes such a record again.
+        """
+        if self._reread_from >= self._claims_read_count:
+            self._reread_from = 0
+        begin, count = self._reread_from, max(REREAD_RECORDS_MIN, -(-self._claims_read_count // REREADS_COUNT))
+        self._reread_from = min(begin + count, self._claims_read_count)
+        self.claim_table.read_records(self.fleet.names[begin : self._reread_from])
 
     def _replace_impossible_records(self, view: View) -> None:
         """Replace claim records whose ``seen`` no view shows for long, so that they would block their nodes for ever.

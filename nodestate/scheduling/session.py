@@ -240,9 +240,9 @@ class Session:
     def _maintain_claims(self) -> None:
         """Do the upkeep if it is due, which is every ``REASSERT_S`` seconds.
 
-        Writes claims again that were lost, drops claims that became allocations, sends orders again whose effect no
-        view shows, and repairs operations that another scheduler left unfinished. Without a fresh view, it only writes
-        lost claims again.
+        Reads some claim records again, writes claims again that were lost, drops claims that became allocations, sends
+        orders again whose effect no view shows, and repairs operations that another scheduler left unfinished. Without
+        a fresh view, it only writes lost claims again.
         """
         now = self.clock.monotonic()
         if now < self._upkeep_at:
@@ -258,6 +258,7 @@ class Session:
         if not has_view:
             self.claim_table.flush_all()
             return
+        self.refresher.reread_claims()
         # The claims of a reservation stay, because a later call of ``confirm`` needs the claims of all members.
         self._drop(own for own in self.claim_table.own if not own[1].reservation and self._is_seen_allocated(*own))
         if self._orders is not None:

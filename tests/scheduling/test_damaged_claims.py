@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from nodestate.ports import Put, Write
-from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
+from nodestate.scheduling import fleet_refresh
+from nodestate.scheduling.claims import CLAIMS, REASSERT_S, Claim, ClaimRecord
 from nodestate.store import keys
 from tests.planted_values import item_at, keys_with, replace, sealed
 from tests.scheduling.cells import boot, cell_of
@@ -83,3 +84,19 @@ def test_a_seed_that_names_no_node_is_replaced(value: bytes) -> None:
     connection.write([Write(Put.ADD, key, value)])
     assert one.claim_or_get("web", "a", 30.0).node == "a"
     assert other.claim_or_get("web", "b", 30.0).node == "a"
+
+
+@pytest.mark.parametrize("records_min", [1, 100])
+def test_a_scheduler_reads_idle_claim_records_again_and_creates_lost_ones(
+    records_min: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes nothing to them, so no failed write shows that they were lost, or lack the code of a new secret."""
+    monkeypatch.setattr(fleet_refresh, "REREAD_RECORDS_MIN", records_min)
+    cell, (one,) = cell_of(20, schedulers=1)
+    nodes = cell.fleet.nodes()
+    for node in nodes:
+        cell.evict_claims(node)
+    assert one.scheduler.claim_table.stats.lost == 0
+    cell.run_for(fleet_refresh.REREADS_COUNT * (REASSERT_S + 1.0))
+    assert one.scheduler.claim_table.stats.lost == len(nodes)
+    assert all(cell.server(node).fetch([keys.claim(CELL, node)]) for node in nodes)
