@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -19,10 +19,10 @@ Key = str | RowQuery
 
 def item_keys(keys: Sequence[Key]) -> list[str]:
     """The same keys, for a store that has no rows. Raises ``TypeError`` if one of them is a row query."""
-    for key in keys:
-        if not isinstance(key, str):
-            raise TypeError(f"only a database answers {key}")
-    return cast("list[str]", list(keys))
+    names = [key for key in keys if isinstance(key, str)]
+    if len(names) < len(keys):
+        raise TypeError(f"only a database answers {next(key for key in keys if not isinstance(key, str))}")
+    return names
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):

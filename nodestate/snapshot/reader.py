@@ -19,7 +19,6 @@ from nodestate.snapshot.format import (
     Index,
     SnapshotSection,
     Stamp,
-    StoredNode,
     index_keys,
     ring_after,
     stamp_of,
@@ -35,7 +34,6 @@ from nodestate.view.follower import Loaded
 from nodestate.view.table import Table
 
 UNKNOWN = Stamp(0)
-_unpack = NODE.unpack
 MAX_FETCH_COUNT: Final = 512
 """Nodes that one fetch asks for. Replies can be freed in between, so a first load needs little more memory than its
 result, and works within the processor's cache (docs/adr/0010).
@@ -240,33 +238,28 @@ def _accept(
         items: the items that were found.
         read: takes the items.
     """
-    epoch, rows, cas_ids, fetched = head.epoch, read.rows, read.cas_ids, map(items.get, wanted)
-    for slot, name, key, item in zip(slots, names, wanted, fetched, strict=True):
-        stored = _stored_node(key, item.value) if item is not None else None
-        if item is None or stored is None or stored.epoch != epoch or stored.slot != slot or stored.record.name != name:
+    epoch, rows, cas_ids, sizes = head.epoch, read.rows, read.cas_ids, column_bytes
+    first_of_term = stamp_of(head.term, 0)
+    for slot, name, key, stored in zip(slots, names, wanted, NODE.find_all(wanted, items), strict=True):
+        if stored is None or stored.slot != slot or stored.epoch != epoch:
             read.unread[slot] = name
             continue
-        if stored.stamp != stamps[slot]:
-            if stored.stamp < max(stamps[slot], stamp_of(head.term, 0)):
+        record, stamp = stored.record, stored.stamp
+        if len(record.columns) != sizes[record.classes]:
+            DAMAGE.report(key, "a record without the columns of its classes")
+            read.unread[slot] = name
+            continue
+        if record.name != name:
+            read.unread[slot] = name
+            continue
+        if stamp != stamps[slot]:
+            if stamp < stamps[slot] or stamp < first_of_term:
                 read.unread[slot] = name
                 continue
-            read.ahead[slot] = stored.stamp
+            read.ahead[slot] = stamp
+        item = items[key]
         rows[slot] = item.value
-        if stored.record.incomplete:
+        if record.incomplete:
             read.incomplete.append(name)
         if cas_ids is not None:
             cas_ids[slot] = item.cas
-
-
-def _stored_node(key: str, value: bytes) -> StoredNode | None:
-    """Decode an item of a node. Returns None if it is damaged, which is reported."""
-    try:
-        stored = _unpack(value)
-    except CorruptItemError as error:
-        DAMAGE.report(key, str(error))
-        return None
-    record = stored.record
-    if len(record.columns) != column_bytes[record.classes]:
-        DAMAGE.report(key, "a record without the columns of its classes")
-        return None
-    return stored

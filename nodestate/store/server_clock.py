@@ -59,7 +59,7 @@ class ServerClock:
     @property
     def is_known(self) -> bool:
         """True if the server's clock was observed."""
-        return max(self._ahead_s, self._ahead_before_s) > -math.inf
+        return self._ahead_s > -math.inf or self._ahead_before_s > -math.inf
 
     def at(self, moment: float) -> float:
         """The server's clock at a moment: a lower bound, at most ``TICK_S`` too low."""

@@ -182,9 +182,9 @@ class ValueAuth:
         """Remove signatures without a check, because this process has no keys."""
         if self._mode != "off" and items:
             self.counts.add_unsigned(str(next(iter(items))), len(items))
-        for key, item in items.items():
-            if item.value.startswith(SIGNED):
-                items[key] = Item(_split(item.value)[1], item.cas, item.ttl_s, outdated=True)
+        for key in [key for key, item in items.items() if item.value.startswith(SIGNED)]:
+            item = items[key]
+            items[key] = Item(_split(item.value)[1], item.cas, item.ttl_s, outdated=True)
         return items
 
     def _checked(self, key: str, item: Item) -> Item:

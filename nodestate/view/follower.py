@@ -212,18 +212,20 @@ class Follower:
         age_s = head.lease_s - item.ttl_s + 1 if known and item.ttl_s is not None else math.inf
         said_at = looked_at - age_s
         before = self._newest
-        if before is None or (head.epoch, head.term, head.beat) != (before.epoch, before.term, before.beat):
-            self._written_by = latest_write(head.written_ms, self._store, self._clock.monotonic())
-        if before is None or before.epoch != head.epoch:
-            self._before, self._found_at = -math.inf, self._clock.monotonic()
-        elif (head.term, head.beat) != (before.term, before.beat):
-            direct = head.follows in (before.beat, -1)
-            said_at = max(said_at, self._before if direct else self._looked_at)
-            self._before, self._found_at = self._looked_at, self._clock.monotonic()
+        same_epoch = before is not None and before.epoch == head.epoch
+        if before is None or not same_epoch or (head.term, head.beat) != (before.term, before.beat):
+            now = self._clock.monotonic()
+            self._written_by = latest_write(head.written_ms, self._store, now)
+            if before is not None and same_epoch:
+                direct = head.follows in (before.beat, -1)
+                said_at = max(said_at, self._before if direct else self._looked_at)
+                self._before, self._found_at = self._looked_at, now
+            else:
+                self._before, self._found_at = -math.inf, now
         # After a freeze, memcached's clock may for a moment continue from where it stopped.
         behind_s = head.behind_ms / 1000 if head.behind_ms < NEVER_HEARD else math.inf
         confirmed_at = min(said_at, self._found_at, self._written_by) - behind_s
-        if before is not None and before.epoch == head.epoch:
+        if same_epoch:
             confirmed_at = max(confirmed_at, self.state.confirmed_at)
         state = self.state
         self.state = PartitionState(
