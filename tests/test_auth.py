@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from nodestate.auth import EventAuth, MessageAuth, OrderAuth, event_auth, order_
 from nodestate.auth.followed_file import REREAD_S
 from nodestate.auth.key_file import Keyring, read_keys
 from nodestate.auth.keys import CellKeys, NodeKeys
-from nodestate.auth.signatures import FIELD_BYTES
+from nodestate.auth.signatures import BLOCK_BYTES, FIELD_BYTES, Mac
 from nodestate.config import Config
 from nodestate.consumers.handover_messages import handover_messages, signed_handover
 from nodestate.consumers.partition import OwnedPartition, Pending
@@ -69,6 +70,12 @@ def refusal(act: Callable[[], object]) -> str:
 
 
 # -- events ---------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=BLOCK_BYTES), st.lists(st.binary(max_size=200), min_size=2, max_size=2))
+def test_codes_are_those_of_hmac_sha256(key: bytes, messages: list[bytes]) -> None:
+    mac = Mac(key)
+    assert [mac.digest(message) for message in messages] == [hmac.digest(key, one, "sha256") for one in messages]
 
 
 @pytest.mark.parametrize("more", [{}, {f"later-{n}": n for n in range(8)}, {f"later-{n}": n for n in range(30)}])

@@ -34,7 +34,7 @@ import msgspec
 from nodestate.auth.key_file import Keyring
 from nodestate.auth.keys import ALLOCATIONS, SECRETS_IN_FORCE_COUNT
 from nodestate.auth.message_auth import MAX_NAMED_COUNT, open_keyring
-from nodestate.auth.signatures import KEY_ID_CHARS, SIGNATURE_CHARS, is_valid, mac_of, signature_of
+from nodestate.auth.signatures import KEY_ID_CHARS, SIGNATURE_CHARS, Mac, is_valid, signature_of
 from nodestate.config import Config
 from nodestate.errors import ConfigError
 from nodestate.ports import Clock
@@ -105,7 +105,7 @@ class AllocationTags:
             return plain
         content = _encode([node, instance, resources, group, plain])
         keys = self._keyring.keys_in_force(ALLOCATIONS, _NO_NODE)
-        tag = "".join(signature_of(content, one.id, mac_of(one.key), _LABEL) for one in keys)
+        tag = "".join(signature_of(content, one.id, Mac(one.key), _LABEL) for one in keys)
         return {**plain, TAG: tag} if tag else plain
 
     def valid_ids(self, node: str, instance: str, allocation: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import os
 import stat
 from contextlib import suppress
@@ -13,7 +12,7 @@ import msgspec
 
 from nodestate.auth.followed_file import FollowedFile
 from nodestate.auth.keys import CellKeys, Keys, NodeKeys, SigningKey, require_valid_keys
-from nodestate.auth.signatures import mac_of
+from nodestate.auth.signatures import Mac
 from nodestate.errors import ConfigError
 from nodestate.ports import Clock
 from nodestate.setting_files import require_secret
@@ -121,8 +120,8 @@ class Keyring:
         """The keys that were read last."""
         self._signing_keys: dict[tuple[str, str], SigningKey | None] = {}
         """By purpose and node, the key to sign with, as derived from these."""
-        self._macs: dict[tuple[str, str, str], hmac.HMAC] = {}
-        """By purpose, node and id, the keys that were derived from these to check signatures, see ``mac_of``."""
+        self._macs: dict[tuple[str, str, str], Mac] = {}
+        """By purpose, node and id, HMAC with the keys that were derived from these, to check signatures."""
         self._readings_count = 1
         """How many times the keys were read."""
 
@@ -147,8 +146,8 @@ class Keyring:
             self._signing_keys[place] = self._keys.signing_key(purpose, node)
         return self._signing_keys[place]
 
-    def mac(self, purpose: str, node: str, key_id: str) -> hmac.HMAC | None:
-        """Return a key of a node, see ``mac_of``; None if there is none of this id, or if it is revoked."""
+    def mac(self, purpose: str, node: str, key_id: str) -> Mac | None:
+        """Return HMAC with a key of a node; None if there is no key of this id, or if it is revoked."""
         self._follow_file()
         place = (purpose, node, key_id)
         mac = self._macs.get(place)
@@ -157,7 +156,7 @@ class Keyring:
             if key is not None:
                 if len(self._macs) >= MAX_CACHED_KEYS_COUNT:
                     self._macs.clear()
-                mac = self._macs[place] = mac_of(key)
+                mac = self._macs[place] = Mac(key)
         return mac
 
     def has_keys_of(self, node: str) -> bool:

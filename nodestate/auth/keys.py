@@ -21,7 +21,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from nodestate.auth.signatures import KEY_ID_CHARS, mac_of
+from nodestate.auth.signatures import KEY_ID_CHARS, Mac
 from nodestate.errors import KeyStepError
 from nodestate.model import NodeName
 
@@ -228,12 +228,10 @@ def require_valid_keys(keys: Keys) -> None:
 
 
 def _derived(secret: str, cell: str, purpose: str, node: str) -> bytes:
-    made = _root(secret, cell, purpose).copy()
-    made.update(node.encode())
-    return made.digest()
+    return _root(secret, cell, purpose).digest(node.encode())
 
 
 @lru_cache(maxsize=64)
-def _root(secret: str, cell: str, purpose: str) -> hmac.HMAC:
+def _root(secret: str, cell: str, purpose: str) -> Mac:
     """Return the root of a purpose. A consumer that starts derives the keys of all its nodes from the same few."""
-    return mac_of(hmac.digest(bytes.fromhex(secret), f"nodestate {cell} {purpose}".encode(), "sha256"))
+    return Mac(hmac.digest(bytes.fromhex(secret), f"nodestate {cell} {purpose}".encode(), "sha256"))

@@ -20,9 +20,9 @@ from nodestate.auth.key_file import Keyring
 from nodestate.auth.keys import EVENTS, HANDOVERS, ORDERS
 from nodestate.auth.signatures import (
     KEY_ID_CHARS,
+    Mac,
     add_signature,
     is_valid,
-    mac_of,
     signed_content,
     without_signature,
 )
@@ -88,7 +88,7 @@ class MessageAuth:
             if self._mode != "accept":
                 self._log_once(node, "there is no key of this node, so its messages are not signed")
             return body
-        return add_signature(body, key.id, mac_of(key.key), self._label)
+        return add_signature(body, key.id, Mac(key.key), self._label)
 
     def check(self, node: str, body: bytes, signature: str | UnsetType) -> bytes:
         """Check an encoded message of a node, or to it. Returns the message without its signature.

@@ -145,7 +145,8 @@ class ValueAuth:
             copy_of_base = self._bases[mark].copy
             for at, value in enumerate(values):
                 code = copy_of_base()  # as in _code, without a call for each value
-                code.update(covered[at] + value)
+                code.update(covered[at])
+                code.update(value)
                 values[at] = b"".join((mark, code.digest(), value))
         return [
             write if write.put is Put.DELETE else Write(write.put, write.key, value, *write[3:])
@@ -163,10 +164,11 @@ class ValueAuth:
             copy_of_base, same = self._bases[mark].copy, hmac.compare_digest
             for key, item in items.items():
                 value = item.value
-                if value[:MARK_BYTES] == mark:
+                if value.startswith(mark):
                     content = value[HEADER_BYTES:]
                     code = copy_of_base()  # as in _code, without a call for each item
-                    code.update(str(key).encode() + b"\0" + content)
+                    code.update(f"{key}\0".encode())
+                    code.update(content)
                     if same(code.digest(), value[MARK_BYTES:HEADER_BYTES]) and not content.startswith(SIGNED):
                         items[key] = Item(content, item.cas, item.ttl_s)
                         continue
@@ -243,7 +245,8 @@ class ValueAuth:
 
 def _code(base: hashlib.blake2b, key: str, content: bytes) -> bytes:
     made = base.copy()
-    made.update(key.encode() + b"\0" + content)
+    made.update(key.encode() + b"\0")
+    made.update(content)
     return made.digest()
 
 
