@@ -1,9 +1,10 @@
 """Signatures of messages and tags of allocations: keys of cells and nodes, modes, signing and checking.
 
-``signatures`` adds a signature to an encoded message and compares it. ``keys`` derives keys from the secrets of a cell.
-``key_file`` reads and writes files of keys. ``message_auth`` applies the modes of the settings ``auth_events`` and
-``auth_orders``. ``allocation_tags`` makes and checks the tags by which schedulers know allocations that a scheduler of
-the cell ordered.
+``signatures`` adds a signature to an encoded message, and checks one. ``keys`` derives keys from the secrets of a cell.
+``key_file`` reads and writes files of keys, and ``followed_file`` reads a changed file again. ``message_auth`` applies
+the modes of the settings ``auth_events`` and ``auth_orders``. ``allocation_tags`` makes and checks tags: a valid tag
+proves that a scheduler of the cell ordered the allocation. ``operator_keys`` has the operators' keys, which sign the
+control record.
 """
 
 from nodestate.auth.allocation_tags import NO_TAGS, TAG, AllocationTags, allocation_tags, without_tag

@@ -1,27 +1,32 @@
 """Tags of allocations: the proof that a scheduler of the cell ordered an allocation.
 
-A node reports its allocations with the hints that it keeps, and could report an instance of another node, under a later
-order id or in a group. So a scheduler adds a tag to the hints of each order to build. The agent keeps the tag with the
-other hints, and reports it for the life of the allocation::
+A node reports its allocations, each with the hints of its order. A hostile node can report an instance that is on
+another node, and give it a later order id or any group: schedulers would then end or move the true instance. So a
+scheduler adds a tag to the hints of each order to build. The agent keeps the tag with the other hints, and reports it
+as long as the allocation exists::
 
     order to build --tagged by its scheduler--> allocation with the tag --reported--> its tag is checked
     migration, resize, update --tagged again: another node, order id or hints--> allocation with another tag
 
-A tag has one code for each secret that is in force, in the form of a signature (``signatures``). A code covers the cell
-(by the key), the node, the instance, and the allocation: resources, group and all other hints. No node has the key. A
-tag is valid if one of its codes is valid under a secret that is in force. So a scheduler that does not have the newest
-secret yet, and one that no longer has the oldest, take the same tags as valid.
+A tag has one code for each secret in force: the id of the secret and the code, as ``signatures`` describes them. A code
+covers the node, the instance, and the allocation: resources, group and all other hints. It also covers the cell, whose
+name is a part of the key's derivation. No node has the key. A tag is valid if one of its codes is valid under a secret
+in force. So a scheduler that does not have the newest secret so far, and a scheduler that no longer has the oldest one,
+accept the same tags.
 
 The setting ``auth_orders`` has the mode:
 
 | mode | makes tags | an allocation without a valid tag |
 |---|---|---|
-| off | no | is believed, not looked at |
-| accept | if it has the keys | is believed, counted |
+| off | no | is believed; tags are not checked |
+| accept | if the process has the secrets | is believed, counted |
 | warn | yes | is believed, counted and logged |
-| require | yes | takes room, and is not believed |
+| require | yes | is not believed |
 
-A wrong tag is treated as a missing one, because a node could leave it out.
+The resources of an allocation count as used on its node in every mode. An allocation that is not believed is a member
+of no group, and no other instance is ended or moved because of it.
+
+A wrong tag is treated as a missing one, because a node could as well leave the tag out.
 """
 
 from __future__ import annotations
@@ -42,9 +47,9 @@ from nodestate.ports import Clock
 TAG: Final = "tag"
 """The name of the hint that has the tag."""
 _LABEL: Final = b"allocation\0"
-"""The kind of the content, as a code covers it."""
+"""The kind of the content. Each code covers it, so no other signature passes for a code of a tag."""
 _NO_NODE: Final = ""
-"""The key belongs to no node."""
+"""Stands for the node's name in the derivation of the key, which belongs to no node."""
 
 _encode = msgspec.msgpack.Encoder(order="sorted").encode
 
@@ -59,13 +64,13 @@ class AllocationTags:
 
     def __init__(self, mode: str = "off", keyring: Keyring | None = None) -> None:
         self.untagged = 0
-        """Number of times that an allocation was judged that has no valid tag."""
+        """Number of checks that found no valid tag. An allocation counts again at each check."""
         self._mode = mode
         """The mode."""
         self._keyring = keyring if mode != "off" else None
         """The secrets of the cell; None if no tag is made or checked."""
         self._named: set[str] = set()
-        """Nodes that the log has named."""
+        """Nodes that the log has named; each is named once."""
 
     @property
     def checks(self) -> bool:
@@ -79,7 +84,7 @@ class AllocationTags:
 
     @property
     def keys_version(self) -> int:
-        """A number that changes with the keys: a tag that was valid may be invalid then, and the other way round."""
+        """A number that changes with the keys. Tags must be checked again then."""
         return self._keyring.readings_count if self._keyring is not None else 0
 
     @property
@@ -91,10 +96,10 @@ class AllocationTags:
     def tagged(
         self, node: str, instance: str, resources: Mapping[str, int], group: str | None, hints: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Return the hints of an order with their tag, in place of an earlier one; without a tag if there is no key.
+        """Return the hints of an order with a new tag, which replaces an earlier one. Without a key, there is no tag.
 
         Args:
-            node: the node of the order.
+            node: the node that is to carry out the order.
             instance: the instance's id.
             resources: the amounts by resource class, as the agent is to store them.
             group: the instance's group; None if it has none.
@@ -109,12 +114,13 @@ class AllocationTags:
         return {**plain, TAG: tag} if tag else plain
 
     def valid_ids(self, node: str, instance: str, allocation: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the ids of the secrets in force under which the tag of an allocation is valid.
+        """Return the ids of the secrets in force under which an allocation's tag is valid; empty if the tag is invalid.
 
         Args:
             node: the node that reports the allocation.
             instance: the instance's id.
-            allocation: the allocation in the form of a node's state, with its tag. Its values may be of any type.
+            allocation: the allocation, as a map of the node's state, with its hints and tag. Its values may be of any
+                type, because a node can report anything.
         """
         hints = allocation.get("hints")
         if self._keyring is None or not isinstance(hints, dict) or not isinstance(tag := hints.get(TAG), str):
@@ -136,7 +142,7 @@ class AllocationTags:
         return tuple(found)
 
     def is_believed(self, node: str, instance: str, allocation: Mapping[str, Any]) -> bool:
-        """Return whether clean-up, moves and groups believe an allocation. Args as ``valid_ids`` has them."""
+        """Return whether an allocation is believed, and count it if it has no valid tag. Args: see ``valid_ids``."""
         if self._mode == "off" or self.valid_ids(node, instance, allocation):
             return True
         self.untagged += 1
@@ -162,10 +168,10 @@ NO_TAGS: Final = AllocationTags()
 
 
 def allocation_tags(config: Config, clock: Clock | None = None) -> AllocationTags:
-    """Return the tags of allocations by the setting ``auth_orders``.
+    """Create the ``AllocationTags`` of this process, in the mode of the setting ``auth_orders``.
 
-    Raises ``ConfigError`` if the keys cannot be used, or if the mode needs the secrets of the cell and the file has
-    keys of nodes only.
+    Raises ``ConfigError`` if the file of keys cannot be used. In the modes ``warn`` and ``require``, also raises it if
+    the file has keys of nodes only.
     """
     tags = AllocationTags(config.auth_orders, open_keyring(config, "auth_orders", config.auth_orders, clock))
     if config.auth_orders in ("warn", "require") and not tags.ids_in_force:

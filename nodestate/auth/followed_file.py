@@ -14,19 +14,19 @@ T = TypeVar("T")
 REREAD_S: Final = 5.0
 """Seconds within which a process reads a changed file again. A revoked key is refused within this time."""
 _UNREAD: Final = (0, 0, -1)
-"""The version of a file that must be read again; no file has this size."""
+"""Stands for the version of a file that could not be read, so that it is read again. No file has the size -1."""
 
 
 class FollowedFile(Generic[T]):
     """The content of one file. A changed file is read again within ``REREAD_S``.
 
-    If the changed file is damaged or missing, the content from before stays in force, and the log names the file once.
-    It is read again every ``REREAD_S`` then, until it can be used: an operator may correct its mode, and the time and
-    the size of the file stay the same then.
+    If the changed file cannot be used, the earlier content stays in force, and the reason is logged once. The file is
+    then read again every ``REREAD_S`` seconds until it can be used, even if its time and size stay the same: an
+    operator may have corrected only its permissions.
 
     Args:
         path: the file.
-        read: reads it. Raises ``ConfigError`` if the file cannot be used.
+        read: reads the file and returns its content. Raises ``ConfigError`` if the file cannot be used.
         clock: monotonic time.
 
     Raises:
@@ -40,21 +40,21 @@ class FollowedFile(Generic[T]):
         """Reads the file."""
         self._clock = clock
         """Monotonic time."""
-        self._look_at = clock.monotonic() + REREAD_S
-        """When to look next, in monotonic seconds."""
+        self._next_look_at = clock.monotonic() + REREAD_S
+        """When to look at the file again, in monotonic seconds."""
         self._version = self._file_version()
-        """Identifies the content at the last look."""
+        """Inode, time and size of the file at the last look; None if it was missing."""
         self._failure = ""
-        """Why the file could not be read again at the last try; empty if it could. It is logged once."""
+        """Why the last reading failed; empty if it succeeded. The same reason is not logged twice."""
         self.content = read()
-        """The content, as it was read last."""
+        """The content that was read last."""
 
     def follow(self) -> bool:
-        """Read the file again if it has changed. Returns True if ``content`` is another one from now on."""
+        """Read the file again if a look at it is due, and it has changed. Returns True if ``content`` is new."""
         now = self._clock.monotonic()
-        if now < self._look_at:
+        if now < self._next_look_at:
             return False
-        self._look_at = now + REREAD_S
+        self._next_look_at = now + REREAD_S
         before, self._version = self._version, self._file_version()
         if self._version == before:
             return False

@@ -18,8 +18,9 @@ from nodestate.ports import Clock
 from nodestate.setting_files import require_secret
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+"""Bytes of a file of keys that are read at most."""
 MAX_CACHED_KEYS_COUNT: Final = 100_000
-"""Derived keys that a process keeps, about 0.6 kB each. Forged messages may name any number of nodes."""
+"""Most derived keys that a process keeps, about 0.6 kB each. Forged messages may name any number of nodes."""
 
 _decode = msgspec.json.Decoder(CellKeys | NodeKeys).decode
 
@@ -52,7 +53,7 @@ def read_keys(path: str, cell: str) -> Keys:
 
 
 def read_cell_keys(path: str, cell: str) -> CellKeys:
-    """Read the secrets of a cell. Raises ``ConfigError`` as above, or if the file has only keys of nodes."""
+    """Read the secrets of a cell. Raises ``ConfigError`` as ``read_keys``, and if the file has keys of nodes only."""
     keys = read_keys(path, cell)
     if not isinstance(keys, CellKeys):
         raise ConfigError(f"keys_file {path} has keys of nodes only; give the file that 'nodestate key init' wrote")
@@ -63,10 +64,10 @@ def write_keys(path: str, keys: msgspec.Struct, *, replace: bool, is_secret: boo
     """Write a file of keys that only its owner can write. After a crash, the file has its old content or its new one.
 
     Args:
-        path: the file. If it exists, its owner and group stay.
+        path: the file. An existing file keeps its owner, its group, and the permissions that are not too wide.
         keys: the content.
-        replace: whether the file may exist.
-        is_secret: whether only its owner may read the file.
+        replace: whether an existing file is replaced.
+        is_secret: whether a new file can be read by its owner only, and not by all users.
 
     Raises:
         ConfigError: if the file cannot be written, or exists although ``replace`` is False.
@@ -102,7 +103,7 @@ def encode_keys(keys: Keys) -> bytes:
 
 
 class Keyring:
-    """The keys of one file, which is followed: see ``FollowedFile``.
+    """The keys of one file. A changed file is read again, see ``FollowedFile``.
 
     Args:
         path: the file.
@@ -119,25 +120,32 @@ class Keyring:
         self._keys = self._file.content
         """The keys that were read last."""
         self._signing_keys: dict[tuple[str, str], SigningKey | None] = {}
-        """By purpose and node, the key to sign with, as derived from these."""
+        """By purpose and node, the key to sign with; None if there is none."""
         self._macs: dict[tuple[str, str, str], Mac] = {}
-        """By purpose, node and id, HMAC with the keys that were derived from these, to check signatures."""
+        """By purpose, node and id of a key, HMAC with this key, to check signatures."""
         self._readings_count = 1
         """How many times the keys were read."""
 
     @property
     def readings_count(self) -> int:
-        """How many times the keys were read. A result that was derived from the keys is valid until it changes."""
+        """How many times the keys were read. Results derived from the keys are valid until it changes."""
         self._follow_file()
         return self._readings_count
 
     def keys_in_force(self, purpose: str, node: str) -> tuple[SigningKey, ...]:
-        """Return the keys of a node of all secrets in force that are not revoked, the oldest first."""
+        """Return the keys of one node for one purpose: a key of each secret in force, the oldest first.
+
+        Keys that were revoked for this node are left out.
+
+        Args:
+            purpose: a purpose of ``nodestate.auth.keys``, or ``signed_values.STORE``.
+            node: the node's name; empty for a purpose whose keys belong to no node.
+        """
         self._follow_file()
         return self._keys.keys_in_force(purpose, node)
 
     def signing_key(self, purpose: str, node: str) -> SigningKey | None:
-        """Return the key to sign with; None if there is none, or if the keys of the node are revoked."""
+        """Return the key to sign with; None if there is none, or if all keys of the node are revoked."""
         self._follow_file()
         place = (purpose, node)
         if place not in self._signing_keys:
@@ -147,7 +155,7 @@ class Keyring:
         return self._signing_keys[place]
 
     def mac(self, purpose: str, node: str, key_id: str) -> Mac | None:
-        """Return HMAC with a key of a node; None if there is no key of this id, or if it is revoked."""
+        """Return HMAC with the node's key of this id; None if no such key is in force, or if it is revoked."""
         self._follow_file()
         place = (purpose, node, key_id)
         mac = self._macs.get(place)

@@ -1,10 +1,10 @@
 """Keys, derived from the secrets of a cell by HMAC-SHA256::
 
-    secret --the cell's name and a purpose--> the root of that purpose --the name of a node--> the key of the node
+    secret --the cell's name and a purpose--> the root key of that purpose --the name of a node--> the key of the node
 
-A node has its own keys only, so it can speak for itself alone. Consumers and schedulers have the secrets, from which
-all keys follow. Each secret has an id, which every signature names. Two secrets are in force at a time, so a cell
-changes to a new secret step by step.
+A node has its own keys only, so it can sign as itself only. Consumers and schedulers have the secrets, from which all
+keys are derived. Each secret has an id, which every signature names. A secret is in force if processes accept
+signatures by its keys. Two secrets can be in force at a time, so a cell changes to a new secret step by step.
 
 A process that has the secrets signs with the older one, because a node may not yet have a key of the newer one. A node
 signs with its newest key, because the processes with the secrets got the new secret first.
@@ -48,7 +48,7 @@ class SigningKey(NamedTuple):
 
 
 class Secret(msgspec.Struct, frozen=True, kw_only=True):
-    """One secret of a cell, as its file has it."""
+    """One secret, as the file of the cell has it."""
 
     id: KeyId
     secret: str
@@ -68,13 +68,13 @@ class RevokedNode(msgspec.Struct, frozen=True, kw_only=True):
     """A node whose keys were revoked."""
 
     ids: tuple[KeyId, ...]
-    """The ids of the secrets whose keys the node may no longer use."""
+    """The ids of the secrets: the node's keys that were derived from them are refused."""
     revoked_at: float
     """Seconds since 1970."""
 
 
 class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_only=True):
-    """The secrets of a cell, from which the keys of all nodes follow."""
+    """The secrets of a cell, from which the keys of all nodes are derived."""
 
     cell: str
     secrets: Annotated[tuple[Secret, ...], Meta(min_length=1, max_length=SECRETS_IN_FORCE_COUNT)]
@@ -85,7 +85,7 @@ class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_onl
     """Ids of revoked secrets, with the time in seconds since 1970. Kept for ``nodestate key status``."""
 
     def signing_key(self, purpose: str, node: str) -> SigningKey | None:
-        """Return the key to sign with; None if the keys of the node are revoked."""
+        """Return the oldest key that is not revoked, to sign with; None if all keys of the node are revoked."""
         for secret in self.secrets:
             key = self.key(purpose, node, secret.id)
             if key is not None:
@@ -93,12 +93,12 @@ class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_onl
         return None
 
     def keys_in_force(self, purpose: str, node: str) -> tuple[SigningKey, ...]:
-        """Return the keys of a node of all secrets in force that are not revoked, the oldest first."""
+        """See ``Keyring.keys_in_force``."""
         keys = ((one.id, self.key(purpose, node, one.id)) for one in self.secrets)
         return tuple(SigningKey(key_id, key) for key_id, key in keys if key is not None)
 
     def key(self, purpose: str, node: str, key_id: str) -> bytes | None:
-        """Return a key of a node; None if its id is not in force, or if the node's key of that id is revoked."""
+        """Return the node's key of one secret; None if no secret of this id is in force, or if the key is revoked."""
         secret = next((one for one in self.secrets if one.id == key_id), None)
         revoked = self.revoked_nodes.get(node)
         if secret is None or (revoked is not None and key_id in revoked.ids):
@@ -106,7 +106,7 @@ class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_onl
         return _derived(secret.secret, self.cell, purpose, node)
 
     def has_keys_of(self, node: str) -> bool:
-        """True: the keys of all nodes follow from the secrets."""
+        """True: the keys of all nodes are derived from the secrets."""
         del node
         return True
 
@@ -115,9 +115,9 @@ class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_onl
         return node in self.revoked_nodes
 
     def with_new_secret(self, now: float) -> CellKeys:
-        """Return these keys with one more secret. ``now`` is in seconds since 1970.
+        """Return the content of the file with one more secret. ``now`` is in seconds since 1970.
 
-        Raises ``KeyStepError`` if ``SECRETS_IN_FORCE_COUNT`` secrets are in force.
+        Raises ``KeyStepError`` if ``SECRETS_IN_FORCE_COUNT`` secrets are in force already.
         """
         if len(self.secrets) == SECRETS_IN_FORCE_COUNT:
             oldest = self.secrets[0].id
@@ -128,9 +128,9 @@ class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_onl
         return msgspec.structs.replace(self, secrets=(*self.secrets, Secret.new(now)))
 
     def without_secret(self, key_id: str, now: float) -> CellKeys:
-        """Return these keys without a secret, whose keys are refused from then on.
+        """Return the content of the file without one secret, whose keys are refused by processes that have read it.
 
-        Raises ``KeyStepError`` if no other secret is in force.
+        ``now`` is in seconds since 1970. Raises ``KeyStepError`` if no other secret is in force.
         """
         left = tuple(one for one in self.secrets if one.id != key_id)
         if not left:
@@ -138,16 +138,16 @@ class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_onl
         return msgspec.structs.replace(self, secrets=left, revoked_ids={**self.revoked_ids, key_id: now})
 
     def with_revoked_node(self, node: str, now: float) -> CellKeys:
-        """Return these keys with the present keys of a node revoked. It gets other keys from the next secret."""
+        """Return the content of the file with a node's present keys revoked. The next secret gives it new keys."""
         ids = tuple(one.id for one in self.secrets)
         return msgspec.structs.replace(
             self, revoked_nodes={**self.revoked_nodes, node: RevokedNode(ids=ids, revoked_at=now)}
         )
 
     def node_keys(self, nodes: tuple[str, ...]) -> NodeKeys:
-        """Return the keys of some nodes, without the secrets. Keys that are revoked are left out.
+        """Return the keys of some nodes, without the secrets. Revoked keys are left out.
 
-        Raises ``KeyStepError`` if no key of a node is left.
+        Raises ``KeyStepError`` if all keys of a node are revoked.
         """
         found: dict[str, tuple[NodeKey, ...]] = {}
         for node in nodes:
@@ -163,7 +163,7 @@ class CellKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="cell", kw_onl
 
 
 class NodeKey(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys of a node that follow from one secret."""
+    """The keys of a node that are derived from one secret."""
 
     id: KeyId
     """The id of the secret."""
@@ -194,7 +194,7 @@ class NodeKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="node", kw_onl
         return tuple(SigningKey(key_id, key) for key_id, key in keys if key is not None)
 
     def key(self, purpose: str, node: str, key_id: str) -> bytes | None:
-        """Return a key of a node; None if this file does not have it."""
+        """Return the node's key of one secret; None if this file does not have it."""
         for one in self.nodes.get(node, ()):
             if one.id == key_id and purpose in (EVENTS, ORDERS):
                 return bytes.fromhex(one.events if purpose == EVENTS else one.orders)
@@ -233,5 +233,5 @@ def _derived(secret: str, cell: str, purpose: str, node: str) -> bytes:
 
 @lru_cache(maxsize=64)
 def _root(secret: str, cell: str, purpose: str) -> Mac:
-    """Return the root of a purpose. A consumer that starts derives the keys of all its nodes from the same few."""
+    """Return HMAC with the root key of a purpose. A consumer derives the keys of all its nodes from the same few."""
     return Mac(hmac.digest(bytes.fromhex(secret), f"nodestate {cell} {purpose}".encode(), "sha256"))

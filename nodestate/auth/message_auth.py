@@ -2,12 +2,13 @@
 
 | mode | signs | unsigned message | wrong signature |
 |---|---|---|---|
-| off | no | taken | not looked at |
-| accept | if it has a key | taken, counted | refused |
-| warn | yes | taken, counted and logged; refused from a node that has signed before | refused |
+| off | no | accepted | not checked |
+| accept | if it has a key | accepted, counted | refused |
+| warn | yes | accepted, counted and logged; refused from a node that has signed before | refused |
 | require | yes | refused | refused |
 
-A process in mode ``accept`` that has no keys cannot check a signature: it takes and counts such a message as unsigned.
+A process in mode ``accept`` that has no keys cannot check signatures. It accepts every message, and counts each as
+unsigned.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _PURPOSES: Final[dict[MessageKind, str]] = {
     "presence": ORDERS,
 }
 MAX_NAMED_COUNT: Final = 1_000
-"""Nodes that the log names for unsigned messages. Forged messages may name any number of nodes."""
+"""Most nodes that the log names for unsigned messages, because forged messages may name any number of nodes."""
 
 
 class MessageAuth:
@@ -56,13 +57,13 @@ class MessageAuth:
 
     def __init__(self, mode: str, keyring: Keyring | None, kind: MessageKind, *, remembers: bool = False) -> None:
         self.unsigned = 0
-        """Number of messages that were taken without a valid signature."""
+        """Number of messages that were accepted without a valid signature."""
         self._mode = mode
         """The mode."""
         self._keyring = keyring if mode != "off" else None
         """The keys; None if nothing is signed or checked."""
         self._label = f"{kind}\0".encode()
-        """The kind of the messages, as the signature covers it."""
+        """The kind of the messages, in the form in which the signature covers it."""
         self._kind = kind
         """The kind of the messages, for texts."""
         self._purpose = _PURPOSES[kind]
@@ -72,7 +73,7 @@ class MessageAuth:
         self._signers: set[str] = set()
         """Nodes that have signed, if they are remembered."""
         self._named: set[str] = set()
-        """Nodes that the log has named."""
+        """Nodes that the log has named; each is named once."""
 
     @property
     def checks(self) -> bool:
@@ -80,7 +81,12 @@ class MessageAuth:
         return self._keyring is not None
 
     def sign(self, node: str, body: bytes) -> bytes:
-        """Return an encoded message of a node, or to it, with its signature; without one if the mode does not sign."""
+        """Return an encoded message with its signature; without one if the mode does not sign, or if there is no key.
+
+        Args:
+            node: the node that the message comes from or goes to; empty for a handover message.
+            body: the encoded message.
+        """
         if self._keyring is None:
             return body
         key = self._keyring.signing_key(self._purpose, node)
@@ -91,19 +97,19 @@ class MessageAuth:
         return add_signature(body, key.id, Mac(key.key), self._label)
 
     def check(self, node: str, body: bytes, signature: str | UnsetType) -> bytes:
-        """Check an encoded message of a node, or to it. Returns the message without its signature.
+        """Check an encoded message. Returns the message without its signature.
 
         Args:
-            node: the node that the message names.
+            node: the node that the message comes from or goes to, as the message says; empty for a handover message.
             body: the encoded message.
-            signature: the field of the decoded message.
+            signature: the field ``signature`` of the decoded message.
 
         Raises:
             BadEventError: with the reason ``unsigned`` or ``bad-signature``, if the mode refuses the message.
         """
         if signature is UNSET:
             if self._mode != "off":
-                self._take_unsigned(node)
+                self._accept_unsigned(node)
             return body
         content = signed_content(body, signature)
         if self._keyring is None:
@@ -123,7 +129,7 @@ class MessageAuth:
             self._signers.add(node)
         return without_signature(content)
 
-    def _take_unsigned(self, node: str) -> None:
+    def _accept_unsigned(self, node: str) -> None:
         """Count an unsigned message. Raises ``BadEventError`` if it must be refused."""
         if self._mode == "require":
             raise BadEventError("unsigned", f"{node}: the {self._kind} has no signature; give the sender its keys_file")
@@ -156,19 +162,19 @@ class EventAuth:
 
     @property
     def unsigned(self) -> int:
-        """Number of messages that were taken without a valid signature."""
+        """Number of messages that were accepted without a valid signature."""
         return self.events.unsigned + self.handovers.unsigned
 
 
 NO_AUTH: Final = EventAuth()
-"""Takes all events and handover messages."""
+"""Signs nothing, and accepts all events and handover messages."""
 
 
 class OrderAuth:
     """Signs and checks orders, answers and presences, all with the order key of their node.
 
     Counts orders and presences by node. An agent checks messages for its own nodes only, so it has at most one counter
-    for each.
+    for each of its nodes.
     """
 
     def __init__(self, mode: str = "off", keyring: Keyring | None = None) -> None:
@@ -179,7 +185,7 @@ class OrderAuth:
         self._presences = MessageAuth(mode, keyring, "presence")
         """For presences."""
         self._counts: dict[str, OrderCounts] = {}
-        """By node, its orders and presences without a valid signature."""
+        """By node, the numbers of its orders and presences without a valid signature."""
 
     def encode_order(self, order: Order) -> bytes:
         """Encode and sign an order. Raises ``BadEventError`` if it is too large."""
@@ -208,7 +214,7 @@ class OrderAuth:
         self._check_counted(self._presences, presence, body)
 
     def counts(self, node: str) -> OrderCounts:
-        """Return how many orders and presences of a node had no valid signature."""
+        """Return how many orders and presences of a node were accepted unsigned, and how many were refused."""
         return self._counts.get(node, OrderCounts())
 
     def _check_counted(self, auth: MessageAuth, message: Order | Presence, body: bytes) -> None:
@@ -225,22 +231,22 @@ class OrderAuth:
 
 
 def event_auth(config: Config, clock: Clock | None = None) -> EventAuth:
-    """Return the authentication of events by the settings. Raises ``ConfigError`` if their keys cannot be used."""
+    """Create the ``EventAuth`` of this process from the settings. Raises ``ConfigError`` as ``open_keyring`` does."""
     return EventAuth(config.auth_events, open_keyring(config, "auth_events", config.auth_events, clock))
 
 
 def order_auth(config: Config, clock: Clock | None = None) -> OrderAuth:
-    """Return the authentication of orders by the settings. Raises ``ConfigError`` if their keys cannot be used."""
+    """Create the ``OrderAuth`` of this process from the settings. Raises ``ConfigError`` as ``open_keyring`` does."""
     return OrderAuth(config.auth_orders, open_keyring(config, "auth_orders", config.auth_orders, clock))
 
 
 def open_keyring(config: Config, setting: str, mode: str, clock: Clock | None = None) -> Keyring | None:
-    """Return the keys of this process; None if the mode is off, or accept without a file.
+    """Open the file of this process's keys. Returns None if the mode is off, or if it is accept and there is no file.
 
     Args:
         config: settings of the cell.
         setting: the name of the setting, for the error.
-        mode: its value.
+        mode: the value of that setting.
         clock: monotonic time; None for the machine's clock.
 
     Raises:

@@ -1,8 +1,8 @@
 """The operators' Ed25519 keys, which sign the control record of a cell.
 
 Operators have the private keys in one file; all processes that follow the control record have the public keys in
-another one. The public keys can check a signature and cannot make one. Two keys are in force at a time, so a cell
-changes to a new key step by step.
+another one. With a public key, a process can check a signature and cannot make one. Two keys can be in force at a time,
+so a cell changes to a new key step by step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 KEYS_IN_FORCE_COUNT: Final = 2
 """Most key pairs that are in force at a time."""
 PRIVATE_SETTING: Final = "operator_key_file"
+"""The setting that names the file of the private keys."""
 PUBLIC_SETTING: Final = "control_keys_file"
+"""The setting that names the file of the public keys."""
 
 _Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
@@ -73,11 +75,12 @@ class ControlKeys(msgspec.Struct, frozen=True, tag_field="kind", tag="control", 
 
 
 KeyPairs = tuple[OperatorKeys, ControlKeys]
+"""The contents of both files, the private keys first."""
 _K = TypeVar("_K", OperatorKeys, ControlKeys)
 
 
 def new_key_pair(now: float) -> tuple[OperatorKey, ControlKey]:
-    """Return a random key pair. ``now`` is in seconds since 1970. Raises ``ConfigError`` without the extra."""
+    """Return a random key pair. ``now`` is in seconds since 1970. Raises ``ConfigError`` without ``cryptography``."""
     _require_package()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415  see _require_package
 
@@ -91,9 +94,9 @@ def new_key_pair(now: float) -> tuple[OperatorKey, ControlKey]:
 
 
 def with_new_pair(pairs: KeyPairs, now: float) -> KeyPairs:
-    """Return these keys with one more pair. ``now`` is in seconds since 1970.
+    """Return the contents of both files with one more key pair. ``now`` is in seconds since 1970.
 
-    Raises ``KeyStepError`` if ``KEYS_IN_FORCE_COUNT`` keys are in force.
+    Raises ``KeyStepError`` if ``KEYS_IN_FORCE_COUNT`` keys are in force already.
     """
     private, public = pairs
     if max(len(private.keys), len(public.keys)) == KEYS_IN_FORCE_COUNT:
@@ -114,11 +117,19 @@ def with_new_pair(pairs: KeyPairs, now: float) -> KeyPairs:
 
 
 def without_pair(pairs: KeyPairs, key_id: str, now: float) -> KeyPairs:
-    """Return these keys without one pair, whose signatures are refused from then on.
+    """Return the contents of both files without one key pair, and with its id among the revoked ids.
 
-    If an interrupted command left the key in one of the files only, it is removed from that file.
+    Processes that have read the new file of public keys refuse the signatures of this pair. An interrupted command may
+    have left the key in one of the files only; it is then removed from that file.
 
-    Raises ``KeyStepError`` if no other pair is in force, and ``ConfigError`` if there is no key of this id.
+    Args:
+        pairs: the contents of both files.
+        key_id: the id of the key pair.
+        now: the present time, in seconds since 1970.
+
+    Raises:
+        KeyStepError: if a file would have no key left.
+        ConfigError: if neither file has a key of this id.
     """
     private, public = pairs
     if all(one.id != key_id for keys in pairs for one in keys.keys):
@@ -134,7 +145,7 @@ def without_pair(pairs: KeyPairs, key_id: str, now: float) -> KeyPairs:
 
 
 def read_operator_keys(path: str, cell: str) -> OperatorKeys:
-    """Read the file of the private keys. Raises ``ConfigError`` as ``read_control_keys``, or if others can read it."""
+    """Read the file of the private keys. Raises ``ConfigError`` as ``read_control_keys``, and if others can read it."""
     return _read(path, cell, OperatorKeys, PRIVATE_SETTING)
 
 
@@ -186,12 +197,12 @@ class ControlSigner:
         """The key."""
 
     def signature(self, content: bytes) -> str:
-        """Return the signature of some content: the id of the key, then 64 bytes in hexadecimal digits."""
+        """Return the signature of some content: the id of the key, then 64 bytes as 128 hexadecimal digits."""
         return self.key_id + self._key.sign(content).hex()
 
 
 class ControlKeyring:
-    """The public keys of one file, which is followed: see ``FollowedFile``.
+    """The public keys of one file. A changed file is read again, see ``FollowedFile``.
 
     Args:
         path: the file.
@@ -208,17 +219,17 @@ class ControlKeyring:
         """The file."""
         self._file = FollowedFile(path, lambda: read_control_keys(path, cell), clock)
         """The file and the keys that were read last."""
-        self._take(self._file.content)
+        self._use(self._file.content)
 
     def follow_file(self) -> bool:
-        """Read the file again if it has changed. Returns True if other keys are in force from now on."""
+        """Read the file if it has changed. Returns True if it was read, so that other keys may be in force now."""
         if not self._file.follow():
             return False
-        self._take(self._file.content)
+        self._use(self._file.content)
         return True
 
     def has_key(self, key_id: str) -> bool:
-        """Return whether a key is in force."""
+        """Return whether the public key of this id is in force."""
         return key_id in self._public
 
     def fault_of(self, signature: str, content: bytes) -> str:
@@ -237,7 +248,8 @@ class ControlKeyring:
             return "its signature does not match: it was changed, or belongs to another cell"
         return ""
 
-    def _take(self, keys: ControlKeys) -> None:
+    def _use(self, keys: ControlKeys) -> None:
+        """Check signatures with these keys from now on."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey  # noqa: PLC0415  see _require_package
 
         self._public: dict[str, Ed25519PublicKey] = {
@@ -255,7 +267,7 @@ def _ids(keys: ControlKeys) -> str:
 def _require_package() -> None:
     """Raise ``ConfigError`` if the package ``cryptography`` is missing.
 
-    It is imported only by processes that sign or check: it is an extra, and takes 30 ms to import.
+    The package is an extra, and takes 30 ms to import. So only processes that sign or check control records import it.
     """
     try:
         import cryptography.hazmat.primitives.asymmetric.ed25519  # noqa: F401, PLC0415  it is an extra

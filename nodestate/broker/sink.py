@@ -146,7 +146,7 @@ class KombuSink:
 
     @property
     def unsigned_orders(self) -> int:
-        """Number of orders that were taken without a valid signature, in the modes accept and warn."""
+        """Number of orders that were accepted without a valid signature, in the modes accept and warn."""
         return self._auth.orders.unsigned
 
     # -- ports.AgentInbox

@@ -16,7 +16,7 @@ class EventCounts:
     dead_letters: dict[str, int] = field(default_factory=dict)
     """Number of refused messages, by reason of their ``BadEventError``."""
     unsigned: int = 0
-    """Number of messages that were taken without a valid signature, in the modes accept and warn of ``auth_events``."""
+    """Messages that were accepted without a valid signature, in the modes accept and warn of ``auth_events``."""
     foreign_watermarks: int = 0
     """Number of ignored watermark messages: of a former owner, whose messages were still in the queue, or forged."""
 
@@ -50,6 +50,6 @@ class ConsumerStats:
     broker_errors: int = 0
     """Failed calls of the broker."""
     unsigned_controls: int = 0
-    """Control records that were taken without a valid signature, in the modes accept and warn of ``auth_control``."""
+    """Control records accepted without a valid signature, in the modes accept and warn of ``auth_control``."""
     refused_controls: int = 0
     """Control records that were refused because of their signature."""

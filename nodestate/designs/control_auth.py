@@ -2,16 +2,16 @@
 
 | mode | signs | unsigned record | wrong signature |
 |---|---|---|---|
-| off | no | taken | not looked at |
-| accept | if it has an operators' key | taken, counted | refused |
-| warn | yes | taken, counted and logged; refused once a signed one was taken | refused |
+| off | no | accepted | not checked |
+| accept | if it has an operators' private key | accepted, counted | refused |
+| warn | yes | accepted, counted and logged; refused once a signed one was accepted | refused |
 | require | yes | refused | refused |
 
 Only operators' commands sign. Consumers write a signed record again byte for byte. A process in mode ``accept`` that
-has no public keys cannot check a signature: it takes and counts such a record as unsigned.
+has no public keys cannot check signatures. It accepts every record, and counts each as unsigned.
 
-The signature covers the key under which the record is stored, which names the cell, and all bytes of the record, also
-fields of later versions. While it is computed, ``BLANK`` stands in its place.
+The signature covers the key under which the record is stored, which contains the cell's name. It also covers all bytes
+of the record, including fields of later versions. While it is computed, ``BLANK`` stands in its place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 BLANK: Final = "0" * SIGNATURE_CHARS
 """Stands in the place of the signature while it is computed."""
 MAX_JUDGED_COUNT: Final = 64
-"""Different values whose verdict is remembered, so that a value is checked once and not at each refresh."""
+"""Most stored values whose verdict is remembered, so that a value is checked once and not at each refresh."""
 
 
 class ControlAuth:
@@ -40,7 +40,7 @@ class ControlAuth:
     Args:
         mode: the mode: off, accept, warn or require.
         keyring: the public keys; None if this process has none.
-        signer: the operators' private key; None if this process has none.
+        signer: the operators' private key, which signs; None if this process has none.
     """
 
     def __init__(
@@ -49,20 +49,20 @@ class ControlAuth:
         self.mode = mode
         """The mode."""
         self.unsigned = 0
-        """Number of different records that were taken without a valid signature."""
+        """Number of different records that were accepted without a valid signature."""
         self.refused = 0
         """Number of different records that were refused."""
         self._keyring = keyring
         """The public keys; None if there are none."""
         self._signer = signer
         """The private key; None if there is none."""
-        self._has_taken_signed = False
-        """True once a record with a valid signature was read."""
+        self._has_accepted_signed = False
+        """True after a record with a valid signature was read."""
         self._judged: dict[bytes, str] = {}
-        """By value, why it is refused; empty if it is taken."""
+        """By stored value, the verdict: why the record is refused; empty if it is accepted."""
 
     def refusal(self, key: str, control: Control, value: bytes) -> str:
-        """Return why the mode refuses a stored record; empty if it is taken.
+        """Return why the mode refuses a stored record; empty if it is accepted.
 
         Args:
             key: the key under which the record is stored.
@@ -82,7 +82,7 @@ class ControlAuth:
         return known
 
     def seal(self, key: str, control: Control) -> bytes:
-        """Encode a record as a stored value, signed if this process has the operators' key. ``key``: as above."""
+        """Encode a record as a stored value, signed if this process can sign. ``key``: as ``refusal`` has it."""
         if self._signer is None:
             return CONTROL.pack(control)
         payload = CONTROL.payload(control.with_signature(BLANK))
@@ -90,7 +90,11 @@ class ControlAuth:
         return seal(payload.removesuffix(BLANK.encode()) + signature.encode())
 
     def require_signer(self) -> None:
-        """Raise ``ConfigError`` if the mode demands that an operator's command signs, and this process cannot."""
+        """Raise ``ConfigError`` if other processes would refuse a control record that this process writes.
+
+        There are two such cases. Either the mode is ``warn`` or ``require``, and this process has no private key. Or
+        ``control_keys_file`` does not have the public key that belongs to the private key.
+        """
         if self._signer is None:
             if self.mode in {"warn", "require"}:
                 raise ConfigError(
@@ -106,18 +110,19 @@ class ControlAuth:
 
     @property
     def signs(self) -> bool:
-        """True if this process has the operators' key."""
+        """True if this process has an operators' private key."""
         return self._signer is not None
 
     def without_checks(self) -> ControlAuth:
-        """Return an authentication that signs as this one does, and takes every record."""
+        """Return a ``ControlAuth`` that signs as this one does, and accepts every record."""
         return ControlAuth("off", None, self._signer)
 
     def _judge(self, key: str, control: Control, value: bytes) -> str:
+        """Return the verdict on a record that is not in ``_judged``. Args as ``refusal`` has them."""
         if not control.signature:
             if self.mode == "require":
                 return "it is not signed, and auth_control is require"
-            if self.mode == "warn" and self._has_taken_signed:
+            if self.mode == "warn" and self._has_accepted_signed:
                 return "it is not signed, although an earlier one was"
             return ""
         if self._keyring is None:
@@ -127,7 +132,7 @@ class ControlAuth:
         if len(signature) != SIGNATURE_CHARS or payload.count(signature.encode()) != 1:
             return "its signature has another form"
         reason = self._keyring.fault_of(signature, _label(key) + content)
-        self._has_taken_signed |= not reason
+        self._has_accepted_signed |= not reason
         return reason
 
     def _note(self, control: Control, value: bytes, reason: str) -> None:
@@ -160,7 +165,7 @@ def _label(key: str) -> bytes:
 
 
 def control_auth(config: Config, clock: Clock, *, signs: bool = False) -> ControlAuth:
-    """Return the authentication of control records by the settings.
+    """Create the ``ControlAuth`` of this process from the settings.
 
     Args:
         config: settings of the cell.
@@ -168,8 +173,8 @@ def control_auth(config: Config, clock: Clock, *, signs: bool = False) -> Contro
         signs: whether the process is an operator's command, which signs the records that it writes.
 
     Raises:
-        ConfigError: if the keys cannot be used, the mode needs keys and the settings name none, or the package
-            ``cryptography`` is missing.
+        ConfigError: if a file of keys cannot be used, if the mode needs public keys and the settings name no file, or
+            if the package ``cryptography`` is missing.
     """
     mode = config.auth_control
     if mode == "off":

@@ -147,7 +147,7 @@ class OrderCounts(NamedTuple):
     """Orders and presences for one node whose signatures were missing or wrong, since the agent started."""
 
     unsigned: int = 0
-    """Number of messages that were taken without a valid signature."""
+    """Number of messages that were accepted without a valid signature."""
     refused: int = 0
     """Number of messages that were refused because of their signatures."""
 

@@ -2,25 +2,28 @@
 
 A signed value has a header before the value as it would stand unsigned::
 
-    b"N" + format version 3 + id of the key (4 bytes) + code (16 bytes) + value
+    b"N" + format version 3 + id of the secret (4 bytes) + code (16 bytes) + value
 
-The code is keyed BLAKE2b over the key of the item in memcached and the value. So a value that is copied to another key
-is refused. The key belongs to the cell and to the purpose ``store``; a process that can check values can also sign
-them. While two secrets are in force, a value has two headers, and is valid if either of them is: the code of the older
-secret stands first, and covers the other header. So a cell changes its secret without a refused value.
+The header without the code is its *mark*. The code is keyed BLAKE2b over the name of the item (its memcached key) and
+the value, so a value that is copied to another name is refused. The signing key is derived from the secret for the
+purpose ``store``, so a process that can check values can also sign them.
+
+While two secrets are in force, a value has two headers, and is valid if the code of either one is valid. The header of
+the older secret stands first, and its code covers the other header. So no value is refused while a cell changes its
+secret.
 
 | mode | signs | unsigned value | wrong signature |
 |---|---|---|---|
-| off | no | taken | not looked at |
-| accept | if it has keys | taken, counted | refused |
-| warn | yes | taken, counted, logged | refused |
+| off | no | accepted | not checked |
+| accept | if it has keys | accepted, counted | refused |
+| warn | yes | accepted, counted, logged | refused |
 | require | yes | refused | refused |
 
-A refused value counts as missing, as a damaged value does (docs/adr/0042): its content is replaced by a text that no
-codec accepts, and its CAS id stays, so that its writer can replace it.
+A refused value counts as missing, as a damaged value does (docs/adr/0042). A reader gets an item with its CAS id and,
+instead of the value, a text that no codec accepts. So the writer can replace it.
 
-A value that this process would write with other headers is ``Item.outdated``. The owner of a partition writes all of
-its values again if the epoch key is outdated, and the epoch key last.
+An item is ``outdated`` if this process would write it with other headers. If the item that names a partition's epoch is
+outdated, the owner of the partition writes all of its values again, and that item last.
 """
 
 from __future__ import annotations
@@ -40,20 +43,20 @@ if TYPE_CHECKING:
     from nodestate.auth.key_file import Keyring
 
 STORE: Final = "store"
-"""The purpose of the keys, as ``nodestate.auth.keys`` has others. They belong to no node."""
+"""The purpose of the signing keys; ``nodestate.auth.keys`` has the other purposes. These keys belong to no node."""
 SIGNED: Final = b"N\x03"
 """Begins a signed value. No other value begins with these bytes."""
 KEY_ID_BYTES: Final = 4
 CODE_BYTES: Final = 16
 MARK_BYTES: Final = len(SIGNED) + KEY_ID_BYTES
 HEADER_BYTES: Final = MARK_BYTES + CODE_BYTES
-"""Bytes that a signature adds to a value."""
+"""Bytes that one header adds to a value."""
 HEADERS_COUNT: Final = 2
-"""Most headers of a value: as many secrets may be in force."""
+"""Most headers of a value: one for each secret in force."""
 LOGGED_COUNT: Final = 1_000
-"""Unsigned values that one process logs at most, in mode ``warn``."""
+"""Most unsigned values that one process logs, in mode ``warn``."""
 LACKING: Final = "lacking"
-"""Stands in ``ValueCounts.examples`` for a valid value that lacks the code of a secret in force."""
+"""The reason in ``ValueCounts.examples`` for a valid value that lacks the code of a secret in force."""
 
 
 class ValueCounts:
@@ -63,15 +66,18 @@ class ValueCounts:
         self.signed = 0
         """Number of values with a valid signature."""
         self.lacking = 0
-        """Number of these that lack the code of a secret in force. They are refused once the other one is revoked."""
+        """Of the ``signed`` values, the number that lack the code of a secret in force.
+
+        They are refused as soon as the other secret is revoked.
+        """
         self.unsigned = 0
-        """Number of values that were taken without a valid signature."""
+        """Number of values that were accepted without a valid signature."""
         self.refused = 0
         """Number of values that were refused: unsigned, or wrongly signed."""
         self.examples: dict[str, str] = {}
-        """By reason (``unsigned``, ``bad-signature`` or ``lacking``), the key of the first such value."""
+        """By reason (``unsigned``, ``bad-signature`` or ``lacking``), the memcached key of the first such value."""
         self._lock = threading.Lock()
-        """Held while one of the above changes."""
+        """Held while a counter or an example changes."""
 
     def add_signed(self, count: int) -> None:
         """Count values that have the codes of all secrets in force."""
@@ -79,14 +85,14 @@ class ValueCounts:
             self.signed += count
 
     def add_lacking(self, key: str) -> None:
-        """Count a value with a valid signature that lacks a code."""
+        """Count a value with a valid signature that lacks the code of a secret in force."""
         with self._lock:
             self.signed += 1
             self.lacking += 1
             self.examples.setdefault(LACKING, key)
 
     def add_unsigned(self, key: str, count: int = 1) -> None:
-        """Count values that were taken without a valid signature. ``key``: the key of one of them."""
+        """Count values that were accepted without a valid signature. ``key``: the memcached key of one of them."""
         with self._lock:
             self.unsigned += count
             self.examples.setdefault(UNSIGNED, key)
@@ -119,13 +125,13 @@ class ValueAuth:
         self._keyring = keyring if mode != "off" else None
         """The keys; None if nothing is signed or checked."""
         self._readings_count = 0
-        """The reading of the keys that the next two were made from."""
+        """``Keyring.readings_count`` at the time when the marks and the bases were made."""
         self._marks: tuple[bytes, ...] = ()
-        """The first bytes of each header that this process writes, the one of the oldest secret first."""
+        """The marks of the headers that this process writes, the one of the oldest secret first."""
         self._bases: dict[bytes, hashlib.blake2b] = {}
-        """By these bytes, BLAKE2b that has read the key. A copy of it takes half of the time of another one."""
+        """By mark, BLAKE2b that has read the signing key. To copy it takes half of the time of making another one."""
         self._logged: set[str] = set()
-        """Keys of unsigned values that were logged."""
+        """Memcached keys of unsigned values that were logged."""
 
     @property
     def key_ids(self) -> list[str]:
@@ -154,7 +160,7 @@ class ValueAuth:
         ]
 
     def checked(self, items: dict[Key, Item]) -> dict[Key, Item]:
-        """Return the same items with their unsigned values. A value that the mode refuses is replaced."""
+        """Check items that were read, and change them in place: to unsigned values, or to ``refused_value``."""
         if self._keyring is None:
             return self._unchecked(items)
         self._follow(self._keyring)
@@ -181,7 +187,7 @@ class ValueAuth:
         return items
 
     def _unchecked(self, items: dict[Key, Item]) -> dict[Key, Item]:
-        """Remove signatures without a check, because this process has no keys."""
+        """Remove the headers without a check, because this process has no keys."""
         if self._mode != "off" and items:
             self.counts.add_unsigned(str(next(iter(items))), len(items))
         for key in [key for key, item in items.items() if item.value.startswith(SIGNED)]:
@@ -190,7 +196,7 @@ class ValueAuth:
         return items
 
     def _checked(self, key: str, item: Item) -> Item:
-        """Check one item, whatever headers it has."""
+        """Return one item as ``checked`` changes it, whatever headers it has."""
         headers, content = _split(item.value)
         if not headers:
             return self._without_signature(key, item)
@@ -205,7 +211,7 @@ class ValueAuth:
         return Item(content, item.cas, item.ttl_s, outdated=marks != self._marks or not valid.issuperset(marks))
 
     def _valid_marks(self, key: str, headers: Sequence[bytes], value: bytes) -> frozenset[bytes]:
-        """Return the marks of the headers from the first valid code on, which covers the headers after it."""
+        """Return the marks of the first header with a valid code and of the headers after it, which it covers."""
         for at, header in enumerate(headers):
             value = value[HEADER_BYTES:]
             base = self._bases.get(header[:MARK_BYTES])
@@ -231,7 +237,7 @@ class ValueAuth:
         return Item(refused_value(reason), item.cas, item.ttl_s, outdated=True)
 
     def _follow(self, keyring: Keyring) -> None:
-        """Use the present keys from now on, because the file of keys may have changed."""
+        """Use the keys that the file has now, because it may have changed."""
         readings_count = keyring.readings_count
         if readings_count == self._readings_count:
             return
@@ -251,7 +257,7 @@ def _code(base: hashlib.blake2b, key: str, content: bytes) -> bytes:
 
 
 def _split(value: bytes) -> tuple[list[bytes], bytes]:
-    """Return the headers of a stored value, and the value after these."""
+    """Return the headers of a stored value, and the value without them."""
     headers: list[bytes] = []
     while value.startswith(SIGNED) and len(headers) < HEADERS_COUNT:
         headers.append(value[:HEADER_BYTES])
@@ -260,9 +266,9 @@ def _split(value: bytes) -> tuple[list[bytes], bytes]:
 
 
 def value_auth(config: Config, clock: Clock, counts: ValueCounts = VALUES) -> ValueAuth:
-    """Return the authentication of stored values by the settings.
+    """Create the ``ValueAuth`` of this process from the settings.
 
-    Raises ``ConfigError`` if the mode needs the cell's keys, and the settings name no file of them.
+    Raises ``ConfigError`` if the mode needs the secrets of the cell, and the settings do not name their file.
     """
     if config.auth_store == "off":
         return ValueAuth(counts=counts)
@@ -280,10 +286,13 @@ def value_auth(config: Config, clock: Clock, counts: ValueCounts = VALUES) -> Va
 
 
 class SignedStore:
-    """A ``ports.ClaimStore`` whose values are signed.
+    """A ``ports.ClaimStore`` that signs the values that it writes, and checks the values that it reads.
+
+    Its callers give and get unsigned values. ``fetch`` does not raise an error for a value that it refuses: it returns
+    a text that no codec accepts, so the caller treats the value as damaged.
 
     Args:
-        inner: the memcached server or its double.
+        inner: the store that holds the signed values: a memcached server, or a double of it in tests.
         auth: signs and checks the values.
     """
 
@@ -332,5 +341,5 @@ class SignedStore:
 
 
 def signed_stores(stores: Iterable[ClaimStore], auth: ValueAuth) -> list[ClaimStore]:
-    """Return the same stores with signed values."""
+    """Return each store as a ``SignedStore``."""
     return [SignedStore(store, auth) for store in stores]
