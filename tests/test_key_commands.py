@@ -209,8 +209,8 @@ def test_doctor_names_nodes_whose_agents_got_orders_without_a_valid_signature(ce
 
     count = "2 orders for 1 node, for example 2 for n1,"
     for mode, level, says in [
-        ("accept", OK, f"agents took {count} without signatures since they started"),
-        ("warn", WARN, f"agents took {count} without signatures since they started"),
+        ("accept", OK, f"agents accepted {count} without signatures since they started"),
+        ("warn", WARN, f"agents accepted {count} without signatures since they started"),
         ("require", WARN, f"agents refused {count} because of their signatures since they started"),
     ]:
         agents = {"n1": structs.replace(agent, auth_orders=mode)}

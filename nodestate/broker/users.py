@@ -6,7 +6,8 @@
 | ``nodes-ANY`` | of the nodes of one agent | of any node |
 | any other | of the whole cell | of any node |
 
-Agents with one of the first two names use no exchange of earlier versions, as they have no rights there.
+The exchanges of earlier versions are not used by agents whose user has one of the first two names: these users have no
+rights there.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ NODES_PREFIX: Final = "nodes-"
 
 
 def check_sender(named: str, node: str, kind: str) -> None:
-    """Raise ``BadEventError`` if a message names another node than the one for which the broker let it pass.
+    """Raise ``BadEventError`` if a message names another node than the one for which its sender has rights.
 
     Args:
         named: the node that the message names.
-        node: the node for which the broker let it pass; empty if that is not known.
+        node: the node for which the broker accepted the message, by its user or its routing key; empty if unknown.
         kind: the kind of the message, for the error.
     """
     if node and named != node:
@@ -32,10 +33,10 @@ def check_sender(named: str, node: str, kind: str) -> None:
 
 
 def node_of(user: str) -> str:
-    """The node that a user belongs to; empty if the user belongs to no single node."""
+    """Return the node whose agent has this user; empty if the user is not of the form ``node-NAME``."""
     return user[len(NODE_PREFIX) :] if user.startswith(NODE_PREFIX) else ""
 
 
 def has_rights_of_nodes_only(user: str) -> bool:
-    """True if a user belongs to one agent, and has the rights of its nodes only."""
+    """Return whether a user, by its name, is one of an agent that has rights only for its own nodes."""
     return user.startswith((NODE_PREFIX, NODES_PREFIX))

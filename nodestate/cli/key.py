@@ -61,7 +61,7 @@ def _config(run: Run, keys_file: str | None) -> Config:
 @_keys_file
 @_OPERATOR_OPTION
 def init(run: Run, keys_file: str | None, operator: bool) -> None:
-    """Create the file with the first secret of a cell. Only its owner can read it. An existing file is not changed.
+    """Create the file with the first secret of a cell. Only the file's owner can read it. An existing file stays.
 
     With --operator, creates the file of the operators' private key, and the file of its public key for all processes
     that follow the control record.
@@ -93,9 +93,9 @@ def init(run: Run, keys_file: str | None, operator: bool) -> None:
 )
 @_keys_file
 def node(run: Run, nodes: tuple[str, ...], out: str | None, keys_file: str | None) -> None:
-    """Write the keys of NODES, for the agent that reports them. The secrets of the cell are not in it.
+    """Write the keys of NODES into a file for the agent that reports them. The file has no secret of the cell.
 
-    Each node gets its keys for all secrets in force. Its agent finds the file by its setting keys_file.
+    Each node gets a key for each secret in force. The agent's setting keys_file names the file.
     """
     for name in nodes:
         if not re.fullmatch(NODE_NAME_PATTERN, name):
@@ -117,13 +117,13 @@ def node(run: Run, nodes: tuple[str, ...], out: str | None, keys_file: str | Non
 @_keys_file
 @_OPERATOR_OPTION
 def rotate(run: Run, keys_file: str | None, operator: bool) -> None:
-    """Add a secret to the file of the cell. Both secrets are in force until 'key revoke' ends the old one.
+    """Add a secret to the file of the cell. Both secrets are in force until 'key revoke' revokes the old one.
 
     Consumers and schedulers sign with the old secret until then, and nodes with the new one as soon as they have it. So
     no message is refused if consumers and schedulers get the file before nodes get their keys.
 
-    With --operator, adds a key pair. The new key signs from now on, so copy the file of public keys to all processes
-    before the next command 'design'.
+    With --operator, adds a key pair. Commands sign with the new key from now on, so copy the file of public keys to all
+    processes before the next command 'design'.
     """
     if operator:
         _print(run, *operator_key.rotate(run.config))
@@ -152,11 +152,11 @@ def rotate(run: Run, keys_file: str | None, operator: bool) -> None:
 def revoke(run: Run, name: str, keys_file: str | None, operator: bool) -> None:
     """Refuse the present keys of NODE, or all keys that follow from the secret ID.
 
-    Takes effect within 5 s of the moment at which a consumer or a scheduler gets the changed file. A node gets other
-    keys after 'key rotate'. The last secret in force cannot be revoked.
+    Copy the changed file to all consumers and schedulers: each of them refuses the keys within 5 s. A node gets new
+    keys after 'key rotate'. The only secret in force cannot be revoked.
 
-    With --operator, refuses the signatures of the operators' key ID. Run 'design sign' first if it signed the control
-    record.
+    With --operator, refuses the signatures of the operators' key ID. If this key signed the present control record, run
+    'design sign' first.
     """
     if operator:
         _print(run, *operator_key.revoke(run.config, name))
@@ -184,8 +184,8 @@ def revoke(run: Run, name: str, keys_file: str | None, operator: bool) -> None:
 def status(run: Run, keys_file: str | None) -> None:
     """Show the ids and ages of the secrets in force, and the revoked nodes and secrets. Secrets are never shown.
 
-    Of the file of a node, shows the ids of the node's keys. Also shows the operators' keys if the settings name their
-    files.
+    If the file has the keys of nodes and no secrets, shows the ids of these keys. If the settings name the files of the
+    operators' keys, shows the ids of those, too.
     """
     config, now = run.settings(keys_file=keys_file), time.time()
     answer, lines = operator_key.status(config, now)

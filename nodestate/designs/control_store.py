@@ -43,7 +43,7 @@ class Copy:
     error: StoreError | None = None
     """Why the store did not answer; None if it did."""
     invalid: str = ""
-    """Why the stored record counts as none; empty if it is valid or missing."""
+    """Why the stored record is invalid; empty if it is valid or missing."""
     may_be_right: bool = False
     """True for an invalid record that another version of nodestate, or another clock, may accept."""
     is_refused: bool = False
@@ -63,8 +63,8 @@ def newest(found: Sequence[Copy]) -> Control | None:
 def newest_copy(found: Sequence[Copy]) -> Copy | None:
     """Return the copy with the highest version; None if no copy has a record.
 
-    If different records have that version, the record of the first store is returned, because that store decides. This
-    is possible because the clocks of operators may differ.
+    If copies of that version differ, the copy of the first store is returned, because that store decides. Copies can
+    differ because a version is a time in seconds, and the clocks of operators may differ.
     """
     return max(
         (copy for copy in found if copy.control is not None),
@@ -74,15 +74,18 @@ def newest_copy(found: Sequence[Copy]) -> Copy | None:
 
 
 def fetch_record(cell: str, wall: float, auth: ControlAuth) -> Steps[Control | None]:
-    """Fetch the control record from one store. A reader does this in the same round trip as its heads.
+    """Fetch the control record from one store.
+
+    A generator of round trips (``store.round_trips``), so that a reader fetches the record and the heads of partitions
+    in the same round trip.
 
     Args:
-        cell: the cell.
-        wall: the present time, in seconds since 1970.
-        auth: checks signatures.
+        cell: the cell's name.
+        wall: the present time, in seconds since 1970. A version far ahead of it is not followed.
+        auth: checks the signature.
 
     Returns:
-        The record; None if the store has no valid record.
+        The record; None if the store has none that this process may follow.
     """
     key = keys.control(cell)
     item = (yield Step(fetch=[key])).items.get(key)
@@ -110,7 +113,7 @@ class ControlStore:
     def put_back(
         self, control: Control, found: Sequence[Copy], value: bytes = b"", *, force: bool = False
     ) -> dict[str, StoreError]:
-        """Write the record to every store whose copy is missing, invalid, older, outdated, or another of its version.
+        """Write the record to every store whose copy is missing, invalid, outdated, older, or different in one version.
 
         Args:
             control: the record.
@@ -120,7 +123,7 @@ class ControlStore:
             force: replace copies that may be right, too.
 
         Returns:
-            By name, why a store could not be written, although it can be read. The next renewal tries again.
+            By name of the store, why it could be read but not written. The next renewal tries again.
         """
         errors: dict[str, StoreError] = {}
         value = value or self.auth.seal(self._key, control)
@@ -168,7 +171,7 @@ class ControlStore:
         Raises:
             StoreError: if the deciding store does not answer or is full. The change may or may not be stored, so the
                 caller reads again.
-            ConfigError: if the change must be signed, and this process cannot.
+            ConfigError: if other processes would refuse the change, see ``ControlAuth.require_signer``.
             ControlLostError: if the deciding store has no record, or an older one than another store. Nothing was
                 written. Consumers restore the newest record with their next renewal; the caller tries again after that.
         """

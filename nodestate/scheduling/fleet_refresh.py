@@ -25,7 +25,7 @@ HEARTBEATS_COUNT: Final = 3
 DOUBT_INTERVAL_S: Final = 10.0
 """Seconds between two looks for claim records that block their nodes."""
 DOUBT_AFTER_S: Final = 30.0
-"""Seconds, in addition to the greatest age of a view, after which a version that no view shows does not exist."""
+"""Seconds, in addition to the greatest age of a view, after which a version is impossible if no view has shown it."""
 CATCH_UP_S: Final = 1.0
 """Seconds to wait for the node states that claim records require, before an instance fails for lack of a node."""
 REREADS_COUNT: Final = 12
@@ -74,7 +74,7 @@ class FleetRefresher:
         self._view: View | None = None  # the last view; None before the first refresh
         self._blocked_since: dict[str, tuple[Version, float]] = {}  # by node, its record's ``seen``, and since when
         self._doubt_at = clock.monotonic()  # when to look next for claim records that block their nodes
-        self._claims_read_count = 0  # the claim records of this number of first rows have been read
+        self._claims_read_count = 0  # claim records were read for the rows below this number
         self._reread_from = 0  # the row whose claim record is read again next
 
     @property
@@ -140,10 +140,10 @@ class FleetRefresher:
         self.claim_table.read_records(self.fleet.names[begin : self._reread_from])
 
     def _replace_impossible_records(self, view: View) -> None:
-        """Replace claim records whose ``seen`` no view shows for long, so that they would block their nodes for ever.
+        """Replace claim records that would block their nodes for ever, because no view ever shows their ``seen``.
 
-        A scheduler writes a version that it saw in a view, or that an agent named, so later views show it or a later
-        one. Nodes and partitions that the view does not know for sure are left aside.
+        Schedulers write only versions that a view showed or an agent named. So views soon show this version, or a
+        later one, unless the record is damaged or forged. Nodes of which the view is incomplete or stale are skipped.
         """
         now = self._clock.monotonic()
         if now < self._doubt_at:
@@ -162,11 +162,12 @@ class FleetRefresher:
         self.claim_table.read_records(impossible)
 
     def refresh_unresponsive_nodes(self) -> None:
-        """Note in the fleet which nodes are unresponsive: they gave no sign of life for ``node_max_age`` seconds.
+        """Set ``fleet.unresponsive`` to the nodes that gave no sign of life for ``node_max_age`` seconds.
 
-        If ``node_max_age`` is not set, the limit is the time of ``HEARTBEATS_COUNT`` heartbeats plus ``max_age``. The
-        last report of an unresponsive node may be out of date, so no copy of an instance on another node is
-        ended because of it.
+        If ``node_max_age`` is not set, the limit is ``HEARTBEATS_COUNT`` intervals of heartbeats plus ``max_age``.
+
+        The last report of an unresponsive node may be out of date. So if it has the authoritative allocation of an
+        instance, the copies on other nodes are not ended.
         """
         bound = self.node_max_age or HEARTBEATS_COUNT * self._heartbeat_s + self.max_age
         view = self.reader.read(max_age=self.max_age, node_max_age=bound, on_stale="flag")

@@ -94,7 +94,8 @@ class Session:
     def refresh(self, max_age: float | None = None) -> View:
         """Read a view, and base decisions on it from now on, see ``FleetRefresher.refresh``.
 
-        Raises ``StaleViewError`` if no view is fresh enough.
+        ``max_age``: the maximum age of the view in seconds; None: the scheduler's ``max_age``. Raises
+        ``StaleViewError`` if no view is fresh enough.
         """
         view = self.refresher.refresh(max_age)
         self._stale_error = None
@@ -137,7 +138,7 @@ class Session:
         self._maintain_claims()
 
     def run(self, until: Callable[[], bool], timeout_s: float) -> None:
-        """Repeat ``step`` until ``until`` returns True. Raises ``TimeoutError`` after ``timeout_s`` seconds."""
+        """Repeat ``step`` until ``until()`` is True. Raises ``TimeoutError`` if that takes ``timeout_s`` seconds."""
         deadline = self.clock.monotonic() + timeout_s
         for wait_s in itertools.chain([0.0], itertools.repeat(MAX_WAIT_S)):
             self.step(wait_s)
@@ -161,13 +162,12 @@ class Session:
     def drop_allocated_claims(self) -> None:
         """Drop the claims of this scheduler that the last view shows as allocations.
 
-        If such a claim is not dropped, and its instance ends before the claim expires, other schedulers may count the
-        claim again.
+        Otherwise, if the instance ends before the claim expires, other schedulers may count the claim again.
         """
         self._drop(own for own in self.claim_table.own if self._is_seen_allocated(*own))
 
     def drop_claims_of(self, instances: Collection[tuple[str, str]]) -> None:
-        """Drop the claims of this scheduler that became allocations of these instances, which are being ended.
+        """Drop the claims of this scheduler for instances that are being ended, if the claims became allocations.
 
         Args:
             instances: The instances, as (node, instance).
@@ -199,7 +199,7 @@ class Session:
         """Return whether the last view proves that a claim became an allocation.
 
         The view proves it in two cases. Either the view shows the allocation. Or an agent confirmed the allocation, and
-        the view has the node state that showed it or a newer one, in which the allocation may have ended already.
+        the view is as new as the node state that the agent named, or newer: the allocation may have ended since.
         """
         row, allocated = self.fleet.rows.get(node), self.claim_table.own.allocated_version(claim.id)
         if row is None:
@@ -210,10 +210,10 @@ class Session:
     # -- inside a step
 
     def _expire_unanswered(self, orders: OrderTracker) -> None:
-        """Let boots whose answers are overdue choose other nodes, unless a new view shows that they succeeded.
+        """Let each boot whose answer is overdue choose another node, unless a new view shows that it succeeded.
 
-        If only the answer was lost, the instance runs, and ending it would undo a boot that succeeded. Without a fresh
-        view, the boots choose other nodes all the same.
+        The instance is then ended on the node that did not answer. If only the answer was lost, that would undo a boot
+        that succeeded, so a view is read first. If no view is fresh enough, the boots do not wait for one.
         """
         if orders.boots.idle_s > 0:
             return

@@ -1,8 +1,8 @@
-"""Renewal of tags: allocations that schedulers built earlier get a tag of the secrets that are in force now.
+"""Renewal of tags: existing allocations get a tag that is valid under the secrets that are in force now.
 
-Every order to build is tagged (``orders.order_sender``), so tags follow an instance from node to node. But an instance
-that stays where it is keeps its tag. It has none if it was built before the cell had secrets, and no valid one after
-its secret was revoked. So an operator renews tags::
+Every order to build is tagged (``orders.order_sender``), so an instance that is moved gets a new tag. An instance that
+stays on its node keeps its tag. It has no tag if it was built before the cell had secrets, and no valid tag after its
+secret was revoked. So an operator renews tags::
 
     valid under the oldest secret in force --renew--> valid under all secrets in force
     no valid tag --renew--> stays as it is       --renew and adopt--> valid: the operator believes the node
@@ -43,15 +43,15 @@ class TagRenewal(msgspec.Struct, frozen=True):
     """The result of a renewal of tags."""
 
     renewed_count: int
-    """Allocations that have another tag now."""
+    """Number of allocations that got a new tag."""
     current_count: int
-    """Allocations whose tag was valid under all secrets in force before."""
+    """Number of allocations whose tag was already valid under all secrets in force."""
     left: tuple[LeftAllocation, ...]
     """Allocations whose tag was not renewed."""
 
 
 class _Renewal(NamedTuple):
-    """An allocation that is to get another tag."""
+    """An allocation that is to get a new tag."""
 
     node: str
     """The node that reports it."""
@@ -74,7 +74,7 @@ class TagRenewals:
         """Give allocations a tag that is valid under all secrets in force, and wait for the agents.
 
         Args:
-            nodes: The nodes whose allocations get another tag; empty: all nodes.
+            nodes: The nodes whose allocations get a new tag; empty: all nodes.
             adopt: Whether allocations without a valid tag get one, too. The caller believes the nodes then: all
                 schedulers take these allocations as ordered by a scheduler from then on. Without ``nodes``, an
                 allocation is adopted if it names an order, and if no other node reports the instance.
@@ -109,7 +109,17 @@ class TagRenewals:
         return TagRenewal(renewed_count, current_count, (*left, *failed))
 
     def _examine(self, row: int, nodes: Collection[str], *, adopt: bool) -> Iterator[_Renewal | LeftAllocation | None]:
-        """Yield for each allocation on a row the renewal, or why there is none, or None if its tag is current."""
+        """Yield a result for each allocation on one node.
+
+        The result is a ``_Renewal`` if the allocation is to get a new tag, and a ``LeftAllocation`` if it needs one and
+        gets none. It is None if the tag is valid under all secrets in force. Another service started an allocation that
+        names no order and has no tag: it is skipped, unless ``adopt`` and ``nodes`` are both given.
+
+        Args:
+            row: the node's row in the fleet.
+            nodes: as ``renew`` has it.
+            adopt: as ``renew`` has it.
+        """
         fleet = self._session.fleet
         node = fleet.names[row]
         for instance, allocation in fleet.reports.reported(row).items():

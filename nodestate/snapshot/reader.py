@@ -35,22 +35,22 @@ from nodestate.view.table import Table
 
 UNKNOWN = Stamp(0)
 MAX_FETCH_COUNT: Final = 512
-"""Nodes that one fetch asks for. Replies can be freed in between, so a first load needs little more memory than its
-result, and works within the processor's cache (docs/adr/0010).
+"""Most nodes that one fetch asks for. Replies can be freed between two fetches. So a first load needs little more
+memory than its result, and works within the processor's cache (docs/adr/0010).
 """
 
 
-class _Named(NamedTuple):
-    """The nodes to fetch for a head."""
+class _NodesToFetch(NamedTuple):
+    """The nodes whose items a load must fetch."""
 
     stamps: dict[int, Stamp]
-    """By slot, the stamp that the head gives the node."""
+    """By slot, the stamp that the head, its ring or its index gives the node."""
     appeared: list[str]
-    """Names of the slots after the last one of the table."""
+    """Names of the nodes in the slots after the last one of the table."""
 
 
-class _Read(NamedTuple):
-    """The items that a load read."""
+class _FetchedItems(NamedTuple):
+    """The items that a load has fetched so far."""
 
     rows: dict[int, Row]
     """By slot, the accepted items."""
@@ -87,7 +87,7 @@ class SnapshotReader:
         self._index: Index | None = None
 
     def next_keys(self, head: Head, table: Table) -> Sequence[str]:  # noqa: ARG002 - other designs use them
-        """See ``DesignReader``. Only the head tells which nodes changed, so there are no keys."""
+        """See ``DesignReader``. There are no keys, because only the head tells which nodes changed."""
         return ()
 
     def load(self, head: Head, table: Table | None, items: Mapping[Key, Item]) -> Steps[Loaded]:  # noqa: ARG002 - empty
@@ -95,62 +95,66 @@ class SnapshotReader:
         section = SNAPSHOT_SECTION.of(head)
         if table is None:
             self.stamps, self.unread = [], {}
-        named = self._from_ring(section, table) if table is not None else None
+        to_fetch = self._from_ring(section, table) if table is not None else None
         index = self._index
-        if named is None:
+        if to_fetch is None:
             index = section.index
             reply = yield Step(fetch=index_keys(self._prefix, head.epoch, section.index))
             try:
-                named = self._from_index(head.epoch, section, reply.items, table)
+                to_fetch = self._from_index(head.epoch, section, reply.items, table)
             except KeyError as error:
                 return Loaded(table, str(error.args[0]))
         base = table if table is not None else Table.of(head.epoch, 0, unpack_node)
-        _require_slots(named, base.size)
-        read = _Read({}, {}, {} if self._cas_ids is not None else None, {}, [])
-        slots = list(named.stamps)
+        _require_slots(to_fetch, base.size)
+        fetched = _FetchedItems({}, {}, {} if self._cas_ids is not None else None, {}, [])
+        slots = list(to_fetch.stamps)
         begin = keys.node(self._prefix, "")
-        size, known, appeared = base.size, base.names, named.appeared
+        size, known, appeared = base.size, base.names, to_fetch.appeared
         for at in range(0, len(slots), MAX_FETCH_COUNT):
             some = slots[at : at + MAX_FETCH_COUNT]
             names = [known[slot] if slot < size else appeared[slot - size] for slot in some]
             wanted = [begin + name for name in names]
             reply = yield Step(fetch=wanted)
-            _accept(head, some, names, named.stamps, wanted, reply.items, read)
-        # Items of a commit that the head does not name yet. They are valid only if their owner still owned the
-        # partition when it wrote them: the next owner may have taken over without seeing them, and continue from older
-        # states.
-        # An item that is even ahead of the commit that the owner may be writing is of another program: it would hide
+            _accept(head, some, names, to_fetch.stamps, wanted, reply.items, fetched)
+        # Items with a newer stamp than the head's belong to a commit that the head does not name so far. They are valid
+        # only if their owner still owned the partition when it wrote them: the next owner may have taken over without
+        # seeing them, and continue from older states.
+        # An item of a commit after the one that the owner may be writing was written by another program: it would hide
         # all later states of the node.
-        if read.ahead:
+        if fetched.ahead:
             now = head if self._cas_ids is not None else (yield from self._head_now(head))
             last = stamp_of(now.term, now.next) if now is not None else UNKNOWN
-            for slot in [slot for slot, stamp in read.ahead.items() if stamp > last]:
-                del read.rows[slot], read.ahead[slot]
-                read.unread[slot] = known[slot] if slot < size else appeared[slot - size]
+            for slot in [slot for slot, stamp in fetched.ahead.items() if stamp > last]:
+                del fetched.rows[slot], fetched.ahead[slot]
+                fetched.unread[slot] = known[slot] if slot < size else appeared[slot - size]
         self._index = index
-        return self._apply(head, base, named, read)
+        return self._apply(head, base, to_fetch, fetched)
 
     def _head_now(self, head: Head) -> Steps[Head | None]:
-        """The present head if its owner is the owner of ``head``; otherwise None."""
+        """Fetch the present head. Returns None if it is lost or damaged, or if another owner has taken over."""
         try:
             found = yield from read_head(self._prefix, head.epoch)
         except CorruptItemError:
             return None
         return found[0] if found is not None and (found[0].epoch, found[0].term) == (head.epoch, head.term) else None
 
-    def _from_ring(self, section: SnapshotSection, table: Table) -> _Named | None:
-        """The nodes that changed since ``table``; None if the index must be read.
+    def _from_ring(self, section: SnapshotSection, table: Table) -> _NodesToFetch | None:
+        """Return the nodes that changed since ``table``, as the ring names them; None if the index must be read.
 
-        That is so if the ring does not reach back to the table's offset, or if nodes are unread and there is another
-        index since: the one before may have been damaged, and have stamps that no item will ever have.
+        The index must be read in two cases. Either the ring does not reach back to the table's offset. Or there are
+        unread nodes and a new index: the index before may have been damaged, with stamps that no item will ever have.
         """
         if table.offset < section.ring_from or (self.unread and section.index != self._index):
             return None
-        return self._with_ring(section, table.offset, _Named(dict(self.unread), []))
+        return self._with_ring(section, table.offset, _NodesToFetch(dict(self.unread), []))
 
     def _from_index(
         self, epoch: int, section: SnapshotSection, items: Mapping[Key, Item], table: Table | None
-    ) -> _Named:
+    ) -> _NodesToFetch:
+        """Return the nodes of which the index or the ring has a newer stamp than this reader, and the unread nodes.
+
+        Raises ``KeyError`` with the key of a part of the index that is missing or damaged.
+        """
         names: list[str] = []
         stamps: list[Stamp] = []
         for key in index_keys(self._prefix, epoch, section.index):
@@ -170,49 +174,59 @@ class SnapshotReader:
         size = table.size if table is not None else 0
         if table is not None and names[:size] != table.names[:size]:
             raise CorruptItemError("an index that gives slots to other nodes than before")
-        named = _Named(changed, names[size:])
+        to_fetch = _NodesToFetch(changed, names[size:])
         # The index has all commits before its offset, so only the ring's later commits are added.
-        return self._with_ring(section, section.index.offset, named)
+        return self._with_ring(section, section.index.offset, to_fetch)
 
-    def _with_ring(self, section: SnapshotSection, offset: int, named: _Named) -> _Named:
-        """Add the nodes that the ring's commits from ``offset`` on wrote.
+    def _with_ring(self, section: SnapshotSection, offset: int, to_fetch: _NodesToFetch) -> _NodesToFetch:
+        """Add to ``to_fetch`` the nodes that were written by commits from ``offset`` on, as the ring names them.
 
-        Nodes that were read at that stamp or a later one are skipped.
+        A node is skipped if this reader has its item with the stamp that the ring gives it, or with a newer one. The
+        result is ``to_fetch`` itself.
         """
         held = self.stamps
-        named.appeared.extend(one.name for one in section.appeared if one.offset >= offset)
+        to_fetch.appeared.extend(one.name for one in section.appeared if one.offset >= offset)
         for slot, stamp in ring_after(section, offset).items():
             if slot >= len(held) or held[slot] < stamp:
-                named.stamps[slot] = stamp
-        return named
+                to_fetch.stamps[slot] = stamp
+        return to_fetch
 
-    def _apply(self, head: Head, base: Table, named: _Named, read: _Read) -> Loaded:
-        """Update the table and the state of this reader.
+    def _apply(self, head: Head, base: Table, to_fetch: _NodesToFetch, fetched: _FetchedItems) -> Loaded:
+        """Finish a load: update the stamps, the unread nodes and the CAS ids of this reader, and build its result.
 
-        Called after the last fetch, so a failed load changes nothing.
+        Called after the last fetch of the load, so a load that fails changes nothing.
+
+        Args:
+            head: the head that is loaded.
+            base: the table before the load.
+            to_fetch: the nodes that were fetched.
+            fetched: their items.
+
+        Returns:
+            The result of ``load``, with the table at the offset of the head.
         """
         stamps = self.stamps
-        stamps.extend([UNKNOWN] * (base.size + len(named.appeared) - len(stamps)))
-        for slot in read.rows:
-            stamps[slot] = named.stamps[slot]
-        for slot, stamp in read.ahead.items():
+        stamps.extend([UNKNOWN] * (base.size + len(to_fetch.appeared) - len(stamps)))
+        for slot in fetched.rows:
+            stamps[slot] = to_fetch.stamps[slot]
+        for slot, stamp in fetched.ahead.items():
             stamps[slot] = stamp
-        if self._cas_ids is not None and read.cas_ids is not None:
-            self._cas_ids.update(read.cas_ids)
-        self.ahead = set(read.ahead)
-        self.unread = {slot: named.stamps[slot] for slot in read.unread}
-        for slot, name in read.unread.items():
-            read.incomplete.append(name)
+        if self._cas_ids is not None and fetched.cas_ids is not None:
+            self._cas_ids.update(fetched.cas_ids)
+        self.ahead = set(fetched.ahead)
+        self.unread = {slot: to_fetch.stamps[slot] for slot in fetched.unread}
+        for slot, name in fetched.unread.items():
+            fetched.incomplete.append(name)
             if slot >= base.size:
-                read.rows[slot] = unknown_node(name)
-        table = base.advanced(head.next, read.rows, named.appeared, read.incomplete)
-        return Loaded(table, unread=next((keys.node(self._prefix, name) for name in read.unread.values()), ""))
+                fetched.rows[slot] = unknown_node(name)
+        table = base.advanced(head.next, fetched.rows, to_fetch.appeared, fetched.incomplete)
+        return Loaded(table, unread=next((keys.node(self._prefix, name) for name in fetched.unread.values()), ""))
 
 
-def _require_slots(named: _Named, size: int) -> None:
+def _require_slots(to_fetch: _NodesToFetch, size: int) -> None:
     """Raise ``CorruptItemError`` unless the new slots follow ``size``, one for each new name."""
-    new = [slot for slot in named.stamps if slot >= size]
-    if len(new) != len(named.appeared) or (new and max(new) >= size + len(new)):
+    new = [slot for slot in to_fetch.stamps if slot >= size]
+    if len(new) != len(to_fetch.appeared) or (new and max(new) >= size + len(new)):
         raise CorruptItemError("a ring whose new slots do not match its new nodes")
 
 
@@ -223,9 +237,9 @@ def _accept(
     stamps: Mapping[int, Stamp],
     wanted: Sequence[str],
     items: Mapping[Key, Item],
-    read: _Read,
+    fetched: _FetchedItems,
 ) -> None:
-    """Note the items of some nodes in ``read``, as accepted or unread.
+    """Note the items of some nodes in ``fetched``, as accepted or unread.
 
     One call for all of them, because each refresh of a reader spends most of its processor time here.
 
@@ -236,30 +250,30 @@ def _accept(
         stamps: by slot, the stamp that the head gives the node.
         wanted: the key of each node's item.
         items: the items that were found.
-        read: takes the items.
+        fetched: takes the accepted items, and the names of the others.
     """
-    epoch, rows, cas_ids, sizes = head.epoch, read.rows, read.cas_ids, column_bytes
+    epoch, rows, cas_ids, sizes = head.epoch, fetched.rows, fetched.cas_ids, column_bytes
     first_of_term = stamp_of(head.term, 0)
     for slot, name, key, stored in zip(slots, names, wanted, NODE.find_all(wanted, items), strict=True):
         if stored is None or stored.slot != slot or stored.epoch != epoch:
-            read.unread[slot] = name
+            fetched.unread[slot] = name
             continue
         record, stamp = stored.record, stored.stamp
         if len(record.columns) != sizes[record.classes]:
             DAMAGE.report(key, "a record without the columns of its classes")
-            read.unread[slot] = name
+            fetched.unread[slot] = name
             continue
         if record.name != name:
-            read.unread[slot] = name
+            fetched.unread[slot] = name
             continue
         if stamp != stamps[slot]:
             if stamp < stamps[slot] or stamp < first_of_term:
-                read.unread[slot] = name
+                fetched.unread[slot] = name
                 continue
-            read.ahead[slot] = stamp
+            fetched.ahead[slot] = stamp
         item = items[key]
         rows[slot] = item.value
         if record.incomplete:
-            read.incomplete.append(name)
+            fetched.incomplete.append(name)
         if cas_ids is not None:
             cas_ids[slot] = item.cas

@@ -1,8 +1,9 @@
-"""Ages: of a head, by which readers and other owners see whether its owner lives, and of the nodes' last signs of life.
+"""Ages of heads, and ages of the nodes' last signs of life.
 
-Clocks of processes differ, so ages are computed from the time to live that the store reports for an item. A program
-that can write into the store may store an earlier value again with any time to live. So a memcached value also has its
-own time of writing by the server's clock, and is at least as old as that says (``latest_write``).
+By the age of a head, readers and other owners see whether the partition's owner is alive. Clocks of processes differ,
+so ages are computed from the time to live that the store reports for an item. A program that can write into the store
+may store an earlier value again with any time to live. So a value in memcached also contains its time of writing, by
+the server's clock, and counts as at least that old (``latest_write``).
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ FRESH_RENEWALS_COUNT: Final = 5
 AGE_ROUNDING_S: Final = 2.0
 """The age of a head is overestimated by up to this many seconds.
 
-The store counts the time to live in whole seconds, so the true age lies within a second on either side of lease minus
-time left. Ages must never look younger than they are, so one second is added (``age_ms_of``), and the sum may be two
-too high.
+The store counts the time to live in whole seconds. So the true age lies within a second on either side of the lease
+minus the time left. A head must never look younger than it is, so one second is added (``age_ms_of``). The result may
+be two seconds too high.
 """
 
 
@@ -35,7 +36,8 @@ WRITE_TIME_TOLERANCE_S: Final = TICK_S + MARGIN_S
 
 Each process knows the server's clock to within ``TICK_S``, and a timer of the server that is ``MARGIN_S`` late is
 normal. Within this tolerance a time of writing makes nothing older: the time to live, or the reader's own knowledge, is
-more exact. So a value that another program stored again can look younger than it is by at most this and ``TICK_S``.
+more exact. So a value that another program stored again can look younger than it is by at most this time plus
+``TICK_S``.
 """
 
 MAX_WRITE_TIME_AHEAD_S: Final = 10.0
@@ -53,7 +55,7 @@ class LivenessRecord(msgspec.Struct, frozen=True, array_like=True):
     ages_ms: bytes
     """By slot, milliseconds between the node's last sign of life and this write, as little-endian uint32."""
     written_ms: WrittenMs = 0
-    """As ``Head.written_ms``."""
+    """When the ages were true, as in ``Head.written_ms``."""
 
 
 def _require_whole_ages(record: LivenessRecord) -> None:
@@ -65,27 +67,35 @@ LIVENESS: Final = Codec(LivenessRecord, _require_whole_ages, optional=("written_
 
 
 def fresh_s(config: Config) -> float:
-    """The greatest age, in seconds, that the head of a living owner can appear to have."""
+    """Return the greatest age, in seconds, that the head of a living owner can appear to have."""
     return FRESH_RENEWALS_COUNT * config.renew_s + AGE_ROUNDING_S
 
 
 def written_ms(store: Store, moment: float) -> int:
-    """The time of writing to store in a record whose statements were true at a moment (monotonic seconds)."""
+    """Return the time of writing that a record must contain: the server's time at which its statements were true.
+
+    Args:
+        store: the store into which the record will be written.
+        moment: when the statements were true, in monotonic seconds of this process.
+
+    Returns:
+        Milliseconds by the server's clock, at least 1; 0 if that clock is unknown.
+    """
     server_time = store.server_time_at(moment)
     return max(1, math.floor(server_time * 1000)) if server_time is not None else 0
 
 
 def latest_write(written_ms: int, store: Store, now: float) -> float:
-    """The latest moment at which a record can have been written, by the time of writing in it.
+    """Return the latest moment at which a record can have been written, by the time of writing that it contains.
 
     Args:
-        written_ms: the time of writing.
+        written_ms: the time of writing, in milliseconds by the server's clock; 0 if it is unknown.
         store: the store that the record was just fetched from.
         now: the present, in monotonic seconds of this process, like the result.
 
     Returns:
-        Infinity if the time of writing is unknown; minus infinity if it lies too far in the future, as then nothing is
-        known of the age of the record.
+        The moment. Infinity if the time of writing is unknown. Minus infinity if it lies too far in the future: the
+        record may then have any age.
     """
     server_now = store.server_time_at(now) if written_ms else None
     if server_now is None:
@@ -95,7 +105,7 @@ def latest_write(written_ms: int, store: Store, now: float) -> float:
 
 
 def age_ms_of(head: Head, item: Item, store: Store, now: float) -> int:
-    """An upper bound of the time since a head was written, in milliseconds. ``NEVER_HEARD`` if it is unknown.
+    """Return an upper bound of the time since a head was written, in milliseconds; ``NEVER_HEARD`` if it is unknown.
 
     ``now``: the present, in monotonic seconds, at which ``store`` has just returned the head.
     """
@@ -103,9 +113,18 @@ def age_ms_of(head: Head, item: Item, store: Store, now: float) -> int:
 
 
 def ages_now(key: str, record: Item | None, lease_s: int, store: Store, now: float) -> bytes:
-    """The ages in a stored ``LivenessRecord``, plus the time since it was written (rounded up to a second).
+    """Return the present ages of the nodes' signs of life: the ages in a stored ``LivenessRecord`` plus its own age.
 
-    Returns no bytes if the record is missing or damaged, or if its own age is unknown. ``key`` is the record's key.
+    Args:
+        key: the record's key in the store.
+        record: the item at this key; None if there is none.
+        lease_s: the time to live with which the record was written, in seconds.
+        store: the store that the record was just fetched from.
+        now: the present, in monotonic seconds of this process.
+
+    Returns:
+        Ages in the form of ``LivenessRecord.ages_ms``, never too low (``AGE_ROUNDING_S``). Empty if the record is
+        missing or damaged, or if its own age is unknown.
     """
     life = LIVENESS.find(key, record)
     if life is None or record is None:
@@ -122,7 +141,7 @@ def _age_ms(item: Item, lease_s: int, written_ms: int, store: Store, now: float)
 
 
 def add_to_ages(ages_ms: bytes, elapsed_ms: int) -> bytes:
-    """The same ages after ``elapsed_ms`` milliseconds."""
+    """Return the ages after ``elapsed_ms`` more milliseconds. An age of ``NEVER_HEARD`` stays."""
     ages = np.frombuffer(ages_ms, "<u4").astype(np.uint64)
     grown = np.where(ages == NEVER_HEARD, ages, np.minimum(ages + elapsed_ms, NEVER_HEARD - 1))
     return grown.astype("<u4").tobytes()

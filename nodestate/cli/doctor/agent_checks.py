@@ -18,13 +18,13 @@ from nodestate.text import count_text
 from nodestate.view.view import View
 
 SKEW_S: Final = 2.0
-"""Seconds that the clock of a node may be ahead before it is reported."""
+"""A node whose clock is more than this number of seconds ahead is named in a finding."""
 EXPIRED_S: Final = 600.0
-"""Seconds for which an order that a node refused as expired is reported."""
+"""Seconds for which a node that refused an order as expired is named in a finding."""
 RECENT_PRESENCES_COUNT: Final = 3
-"""Two agents of one name are reported until the other one has not been heard of for this many of its presences."""
+"""Two agents of one node are a finding until the second one has sent no presence for this number of intervals."""
 SILENT_HEARTBEATS: Final = 3
-"""A node that missed this many heartbeats is reported."""
+"""A node that gave no sign of life for this number of heartbeats is named in a finding."""
 
 
 def examine_agents(config: Config, view: View) -> Iterator[Finding]:
@@ -100,7 +100,7 @@ def examine_names(config: Config, view: View, now: float) -> Iterator[Finding]:
     for record in view.nodes.records():
         if not record.live or b"same_name" not in record.rest:  # decodes only the few states that may name two agents
             continue
-        same_name = _maps_in(record, "same_name")
+        same_name = _map_in(record, "same_name")
         hosts, at = same_name.get("hosts"), same_name.get("at")
         if isinstance(hosts, list) and len(hosts) == 2 and isinstance(at, int | float) and now - at < recent_s:
             yield Finding(
@@ -113,7 +113,7 @@ def examine_names(config: Config, view: View, now: float) -> Iterator[Finding]:
 
 
 def examine_inventories(config: Config, view: View) -> Iterator[Finding]:
-    """Examine whether nodes report more than the setting ``inventory_ceilings`` allows."""
+    """Examine whether nodes report a larger capacity than the setting ``inventory_ceilings`` allows."""
     ceilings = InventoryCeilings(config.inventory_ceilings)
     columns = view.columns
     found: dict[str, str] = {}
@@ -136,7 +136,7 @@ def _refused_as_expired(record: NodeRecord, now: float) -> bool:
     """Return whether a node's state lists an order that was refused as expired, less than ``EXPIRED_S`` ago."""
     if b"expired" not in record.rest:  # decodes only the few states that may list one
         return False
-    for one in _maps_in(record, "refused").values():
+    for one in _map_in(record, "refused").values():
         if isinstance(one, dict) and one.get("reason") == "expired":
             at = one.get("at")
             if isinstance(at, int | float) and now - at < EXPIRED_S:
@@ -144,8 +144,11 @@ def _refused_as_expired(record: NodeRecord, now: float) -> bool:
     return False
 
 
-def _maps_in(record: NodeRecord, field: str) -> dict[str, Any]:
-    """Return a map in ``namespaces.nodestate`` of a node's state; empty if it is missing, or no map, or damaged."""
+def _map_in(record: NodeRecord, field: str) -> dict[str, Any]:
+    """Return one field of ``namespaces.nodestate`` in a node's state, if it is a map; otherwise an empty map.
+
+    The map is also empty if the stored state is damaged.
+    """
     try:
         inside: Any = record.state()
     except CorruptItemError:

@@ -35,11 +35,11 @@ LOST_WITH_EXCHANGE: Final = {
 }
 """By last word of the name of an exchange, the effect of its loss."""
 PEEKED_LETTERS: Final = 20
-"""Dead letters that are read to count their reasons."""
+"""Most dead letters that are read to count their reasons. They stay in the queue."""
 
 
 def examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
-    """Examine the server, the queues of these layouts, and the dead letters."""
+    """Examine the server, the queues of these layouts (numbers of partitions), and the dead letters."""
     deleted = missing_exchanges(config)  # every other connection declares them again
     facts = connect_check(config)
     findings = [Finding(OK, "broker", f"{facts.product} {facts.version} at {facts.broker}")]
@@ -69,7 +69,7 @@ def examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
 
 
 def examine_unnamed_layouts(config: Config, control: Control, named: Collection[int]) -> list[Finding]:
-    """Examine the queues of layouts that are neither in the control record nor ``named``."""
+    """Examine the queues of layouts that are neither in the control record nor in ``named`` (numbers of partitions)."""
     named = {*named, *(design.partitions for design in (*control.writes, *control.leaving))}
     return [
         finding

@@ -43,7 +43,8 @@ STYLES: Final = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 def command(run: Run, designs: str | None) -> int:
     """Examine the broker, each store, each partition and the agents, and print one line for each finding.
 
-    FAIL: the part does not work; the exit code is 1. WARN: it works, but needs attention. Each has a remedy.
+    OK: this part of the cell works. WARN: it works, but needs attention. FAIL: it does not work. The exit code is 1 if
+    there is a FAIL. Each line with WARN or FAIL is followed by its remedy.
     """
     config = run.config
     examined = selected_designs(config, designs)
@@ -113,7 +114,12 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
 
 
 def _findings_or_error(about: str, examine: Callable[[], list[Finding]]) -> list[Finding]:
-    """Return the findings of an examination; if it fails, the error is the finding."""
+    """Return the findings of a check. If the check raises an error, the only finding is this error.
+
+    Args:
+        about: the part of the cell, for a finding with an error.
+        examine: the check.
+    """
     try:
         return examine()
     except NodestateError as error:

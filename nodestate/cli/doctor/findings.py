@@ -24,12 +24,12 @@ class Finding(NamedTuple):
 
 
 def range_text(numbers: Sequence[int]) -> str:
-    """The numbers as text: ``3 to 7``, or ``3`` if they are all equal."""
+    """Return the range of some numbers as text: ``3 to 7``, or ``3`` if all are equal."""
     return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
 
 
 def span_text(seconds: float) -> str:
-    """A length of time as text, in its largest unit of which it has at least two."""
+    """Return a duration as text, in the largest unit that fits into it twice: ``90 min`` for 5,400 seconds."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

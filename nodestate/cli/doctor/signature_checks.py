@@ -1,9 +1,12 @@
-"""Checks of signatures and tags: which agents sign their events, which of them got orders of others, and which
-allocations have a tag, with which keys.
+"""Checks of signatures and tags.
 
-The doctor asks all agents for their versions. The answers are events, which an agent signs as it signs all others. So
-this needs no record of earlier events, and shows whether a cell can go on to the next mode or without its old secret.
-An answer also has the numbers of orders that the agent took without a signature, or refused because of it.
+They show which agents sign their events, which agents got orders without a valid signature, which allocations have a
+valid tag, and which secrets are in use. So an operator knows whether the cell can get its next mode, or work without
+its old secret.
+
+The doctor asks all agents for their versions. The answers are events, and agents sign them as all other events, so no
+record of earlier events is needed. An answer also says how many orders the agent accepted without a signature, and how
+many it refused because of their signature.
 """
 
 from __future__ import annotations
@@ -39,18 +42,18 @@ class _Answers:
         self.unsigned: set[str] = set()
         """Nodes whose answer has no signature."""
         self.refused: dict[str, str] = {}
-        """By node, why its signature is refused."""
+        """By node, why the signature of its answer is refused."""
         self.key_ids: dict[str, str] = {}
-        """By node, the id of the key of an answer that is signed."""
+        """By node, the id of the key that signed its answer."""
         self.unsigned_orders: dict[str, int] = {}
-        """By node, the number of orders that its agent took without a signature."""
+        """By node, the number of orders that its agent accepted without a signature."""
         self.refused_orders: dict[str, int] = {}
         """By node, the number of orders that its agent refused because of their signatures."""
         self._auth = auth
         """Checks the signatures; None if this process has no keys, or events are not signed."""
 
     def add(self, event: Event, body: bytes) -> None:
-        """Sort one answer. If signatures are checked, the numbers in an answer without a valid one are ignored."""
+        """Sort one answer. If signatures are checked, counts of orders are taken from validly signed answers only."""
         if event.signature is UNSET:
             self.unsigned.add(event.node)
             if self._auth is not None:
@@ -73,7 +76,7 @@ class _Answers:
 def examine_signatures(config: Config, view: View) -> list[Finding]:
     """Examine whether the agents of the cell sign their events, and whether they get signed orders.
 
-    Returns nothing of events or orders if their setting is off.
+    Events are not examined if ``auth_events`` is off, and orders are not examined if ``auth_orders`` is off.
     """
     if config.auth_events == config.auth_orders == "off":
         return []
@@ -131,7 +134,7 @@ def _event_findings(config: Config, answers: _Answers, nodes: list[str]) -> list
 
 
 def _order_findings(config: Config, answers: _Answers) -> list[Finding]:
-    """Examine the counts of orders. Unsigned orders are as expected in mode ``accept``."""
+    """Return the findings about orders. In mode ``accept``, unsigned orders are expected and no fault."""
     findings = []
     if answers.unsigned_orders:
         says = f"{_counts_text(answers.unsigned_orders)} without signatures since they started"
@@ -140,7 +143,7 @@ def _order_findings(config: Config, answers: _Answers) -> list[Finding]:
             "the orders"
         )
         level, advice = (OK, "") if config.auth_orders == "accept" else (WARN, advice)
-        findings.append(Finding(level, "orders", f"agents took {says}", advice))
+        findings.append(Finding(level, "orders", f"agents accepted {says}", advice))
     if answers.refused_orders:
         says = f"{_counts_text(answers.refused_orders)} because of their signatures since they started"
         advice = (
@@ -154,14 +157,14 @@ def _order_findings(config: Config, answers: _Answers) -> list[Finding]:
 
 
 def _counts_text(counts: Mapping[str, int]) -> str:
-    """Return a text such as ``12 orders for 3 nodes, for example 10 for n1``."""
+    """Return a text such as ``12 orders for 3 nodes, for example 10 for n1,``. ``counts``: by node, its orders."""
     node = max(counts, key=counts.__getitem__)
     orders = count_text(sum(counts.values()), "order")
     return f"{orders} for {count_text(len(counts), 'node')}, for example {counts[node]:,} for {node},"
 
 
 def examine_tags(config: Config, view: View) -> list[Finding]:
-    """Examine whether all allocations of a view have a valid tag. Returns nothing if ``auth_orders`` is off."""
+    """Examine whether all ordered allocations of a view have a valid tag. No findings if ``auth_orders`` is off."""
     if config.auth_orders == "off":
         return []
     try:

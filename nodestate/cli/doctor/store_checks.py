@@ -19,11 +19,11 @@ from nodestate.text import count_text
 FULL_RATIO: Final = 0.9
 """Share of its memory above which a server is about to evict items, or to refuse writes."""
 YOUNG_S: Final = 60
-"""A server that runs for fewer seconds than this has a line about its start."""
+"""A server that started fewer seconds ago than this gets a finding about its start."""
 SKEW_S: Final = 2.0
 """Difference between two clocks that is ignored, in seconds."""
 PROBE_TTL_S: Final = 60
-"""Time to live of the test write, should the command end before it deletes it."""
+"""Time to live of the test item in seconds, in case the command ends before it deletes the item."""
 FULL_TEXTS: Final = ("it can be read but not written: it has no memory left", "raise -m, or start it without -M")
 OLDEST_MEMCACHED: Final = (1, 6)
 """The first version of memcached that has the meta commands, which nodestate needs."""

@@ -1,7 +1,7 @@
 """Checks of signatures of stored values: how many are signed, and with which keys.
 
-The inspection of a cell reads all values that a new reader needs, and each is counted by its signature. So the figures
-show whether the next mode of ``auth_store`` would refuse a value, and whether an old key can be revoked.
+The inspection of a cell reads all values that a new reader needs, and counts the signed, unsigned and refused ones. So
+the figures show whether the next mode of ``auth_store`` would refuse a value, and whether an old key can be revoked.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from nodestate.text import count_text
 
 ABOUT: Final = "stored values"
 FETCH_COUNT: Final = 2_000
-"""Claim records that one round trip reads."""
+"""Most claim records that one round trip reads."""
 
 
 def examine_values(config: Config, values: ValueAuth, nodes: Sequence[str]) -> list[Finding]:
-    """Examine the signatures of stored values. Returns nothing if ``auth_store`` is off.
+    """Examine the signatures of stored values. Returns no findings if ``auth_store`` is off.
 
     Args:
         config: settings of the cell.
-        values: has counted the values that an inspection of the cell has read.
-        nodes: names of all nodes, whose claim records and the control record are read here.
+        values: checked the values that an inspection of the cell has read, and counted them.
+        nodes: names of all nodes. Their claim records are read here and counted, too, and so is the control record.
     """
     if config.auth_store == "off":
         return []
