@@ -13,7 +13,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -163,7 +163,9 @@ class SignedCell:
         }
         """The settings that all processes share."""
         self.cell_file = folder / "operator.keys"
-        self.modes = dict.fromkeys(("auth_events", "auth_orders", "auth_store"), "off")
+        self.control_file = folder / "control.keys"
+        """The operators' public keys; it does not exist before ``sign_control_record``."""
+        self.modes = dict.fromkeys(("auth_events", "auth_orders", "auth_store", "auth_control"), "off")
         """The modes of the present step."""
         self.consumers = [Member(folder, number, 2, self._settings(f"member-{number}")) for number in (1, 2)]
         self.agents = [self._agent(number, rate / AGENTS_COUNT) for number in range(AGENTS_COUNT)]
@@ -231,8 +233,12 @@ class SignedCell:
         """Return the environment of a process in the present step: the page's TOML block with the present modes."""
         settings = dict.fromkeys(settings_of("Raise the mode"), "") | self.modes
         if place.startswith("agent"):
-            del settings["auth_store"]
+            del settings["auth_store"], settings["auth_control"]
         settings["keys_file"] = str(self.folder / f"{place}.keys") if {"off"} != set(self.modes.values()) else ""
+        if self.control_file.exists() and not place.startswith("agent"):
+            settings["control_keys_file"] = str(self.control_file)
+        if place == "operator":
+            settings["operator_key_file"] = str(self.folder / "operator.key")
         return self.environment | {f"NODESTATE_{name.upper()}": value for name, value in settings.items()}
 
     def _agent(self, number: int, rate: float) -> Service:
@@ -262,13 +268,37 @@ class SignedCell:
                 self.execute(commands_of(heading))
             self.wait_until_ok()
 
+    def sign_control_record(self) -> None:
+        """Carry out the steps of "Sign the control record"."""
+        self._run_as_operator("key", "init", "--operator")
+        for mode in ("accept", "warn", "require"):
+            self._set_control_mode(mode)
+            if mode == "accept":
+                self._run_as_operator("design", "sign")
+            self.wait_until_ok()
+
+    def stop_signing_control_record(self) -> None:
+        """Carry out the same steps in the other direction."""
+        for mode in ("warn", "accept", "off"):
+            self._set_control_mode(mode)
+            self.wait_until_ok()
+
+    def _set_control_mode(self, mode: str) -> None:
+        self.modes["auth_control"] = mode
+        for place in ("consumers", "schedulers"):
+            self._restart_all(place)
+
+    def _run_as_operator(self, *words: str) -> None:
+        files = {"NODESTATE_CONTROL_KEYS_FILE": str(self.control_file)}
+        run_command(self._settings("operator") | files, *words)
+
     def _restart_all(self, place: str) -> None:
         if place == "schedulers":
             for thread in (*self.schedulers, *self.readers):
                 thread.restart(load(environ=self._settings("scheduler")))
         for consumer in self.consumers if place == "consumers" else ():
             self._restart(consumer)
-            self.wait_until_ok(but="stored values")
+            self.wait_until_ok(but=("stored values", "control record"))
         for agent in self.agents if place == "agents" else ():
             before = self._incarnations(agent)
             self._restart(agent)
@@ -305,12 +335,12 @@ class SignedCell:
         findings: list[dict[str, str]] = json.loads(out)["findings"]
         return findings
 
-    def wait_until_ok(self, *, but: str = "") -> None:
-        """Wait until each line of doctor is OK, except those about ``but``."""
+    def wait_until_ok(self, *, but: Collection[str] = ()) -> None:
+        """Wait until each line of doctor is OK, except those about one of ``but``."""
         found: list[dict[str, str]] = []
 
         def all_ok() -> bool:
-            found[:] = [one for one in self.doctor() if one["about"] != but and one["level"] != "OK"]
+            found[:] = [one for one in self.doctor() if one["about"] not in but and one["level"] != "OK"]
             return not found
 
         wait_until(all_ok, lambda: f"doctor goes on to say {found}", poll_s=1.0)
@@ -352,9 +382,6 @@ class SignedCell:
         if words[:2] == ["key", "rotate"]:
             self.old_id = self._status()["secrets"][0]["id"]
         places = {PAGE_CELL_FILE: [str(self.cell_file)], PAGE_ID: [self.old_id], PAGE_REVOKED: [self.revoked]}
-        if words[0] == "retag":
-            wait_until(partial(self._has_retagged, words), "allocations are left without a tag", poll_s=1.0)
-            return
         if words[:2] != ["key", "node"]:
             self._run([new for word in words for new in places.get(word, [word])])
             return
@@ -369,11 +396,6 @@ class SignedCell:
 
     def _run(self, words: Sequence[str]) -> None:
         run_command(self.environment, *words)
-
-    def _has_retagged(self, words: Sequence[str]) -> bool:
-        with start_command(self._settings("operator"), *words) as process:
-            process.communicate(timeout=PATIENCE_S)
-        return process.returncode == 0
 
     def _status(self) -> Any:
         return json.loads(
@@ -406,7 +428,7 @@ class SignedCell:
 
     def _wait_until_replaced(self) -> None:
         self.wait_until_said("signatures", rf"sign their events, with keys of (?!.*{self.old_id})", "OK")
-        self.wait_until_ok(but="dead letters" if self.revoked else "")
+        self.wait_until_ok(but=["dead letters"] if self.revoked else [])
 
     def _wait_until_revoked(self) -> None:
         self.wait_until_said("signatures", f"1 of .* agents sign wrongly, for example {self.revoked}:", "FAIL")

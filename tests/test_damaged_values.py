@@ -34,6 +34,9 @@ SECTIONS: dict[str, list[tuple[tuple[int, ...], Any]]] = {
         ((0,), 2**40),
         ((3,), [[1, "n\r\nflush_all"]]),
         ((3,), [[1, "n"], [1, "n"]]),
+        ((3, 1, 0), 127),  # a node that a later commit adds
+        ((3, 0, 0), 0),  # a node that an earlier commit added
+        ((3,), [[2, "m"], [1, "n"]]),
         ((4,), []),  # no term
         ((4, 0, 1), 2**39),
         ((5, 2), 2**31),  # parts of an index
@@ -140,6 +143,25 @@ def test_a_head_whose_section_contradicts_itself_is_a_lost_head(design: str, pat
     other.records = owner.records
     other.begin(9)  # its former owner is dead
     assert held(Watcher(design, server, clock).look()) == owner.records
+
+
+def test_a_ring_that_gives_a_node_to_another_commit_is_dropped_by_the_repair_that_a_reader_asks_for() -> None:
+    """The numbers fit together, so another owner takes the partition over with this ring."""
+    clock = ManualClock()
+    server = server_of("snapshot", clock)
+    owner, watcher = Owner("snapshot", server, clock), Watcher("snapshot", server, clock)
+    owner.begin()
+    owner.commit(report("n", 1, zone="a"))
+    watcher.look()
+    owner.commit(report("m", 1, zone="b"))
+    plant(server, ":head:", with_field(HEAD_FIELDS["section"], 3, 0, 0, value=2))
+    other = Owner("snapshot", server, clock, "b")
+    assert other.take() is not None
+    assert watcher.look().lost
+    assert other.renew()
+    other.repair()
+    state = watcher.look()
+    assert (held(state), state.lost) == (owner.records, "")
 
 
 WRONG_RECORDS: list[tuple[tuple[int, ...], Any]] = [

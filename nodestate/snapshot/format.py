@@ -120,9 +120,13 @@ class SnapshotSection(msgspec.Struct, frozen=True, array_like=True):
     """The index before, kept for readers that are loading it at the moment."""
 
 
-def _are_new_names(names: list[str]) -> bool:
-    """True if a ring may have these names of new nodes."""
-    return not names or (len(names) <= MAX_APPEARED_COUNT and len(set(names)) == len(names) and are_names(names))
+def _are_consistent(appeared: tuple[Appeared, ...], end: int) -> bool:
+    """True if the commits before ``end`` may have added these nodes, in this order."""
+    if not appeared:
+        return True
+    names, offsets = [one.name for one in appeared], [one.offset for one in appeared]
+    are_different = len(set(names)) == len(names) <= MAX_APPEARED_COUNT
+    return are_different and are_names(names) and offsets[-1] < end and offsets == sorted(offsets)
 
 
 def _is_consistent(section: SnapshotSection, head: Head) -> bool:
@@ -137,7 +141,7 @@ def _is_consistent(section: SnapshotSection, head: Head) -> bool:
         slots_bytes <= 4 * RING_SLOTS
         and slots_bytes == 4 * int(sum(sizes) if isinstance(sizes, tuple) else sizes.sum())
         and section.ring_from <= section.index.offset <= head.next
-        and _are_new_names([one.name for one in section.appeared])
+        and _are_consistent(section.appeared, head.next)
         and are_terms_of(section.terms, section.ring_from, head)
     )
 

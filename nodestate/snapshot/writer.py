@@ -121,7 +121,8 @@ class SnapshotWriter:
     def repair(self, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:
         """See ``PartitionWriter``.
 
-        Compares every item, writes lost, different and outdated ones again, then writes a new index.
+        Compares every item, writes lost, different and outdated ones again, then writes a new index. The ring is empty
+        afterwards.
         """
         head = self.ownership.head
         names = [keys.node(self._target.prefix, record.name) for record in nodes.records]
@@ -149,10 +150,11 @@ class SnapshotWriter:
         ring_from, counts, slots = ring_with(section, changed)
         appeared = [one for one in section.appeared if one.offset >= ring_from]
         appeared += [Appeared(head.next, nodes.records[slot].name) for slot in changed if slot >= batch.size_before]
-        if len(appeared) > MAX_APPEARED_COUNT:  # names are long, so for a fleet that boots the index is cheaper
+        # Names are long, so for a fleet that boots the index is cheaper. A repair drops the ring: it may be damaged.
+        if index_now or len(appeared) > MAX_APPEARED_COUNT:
             ring_from, counts, slots, appeared = head.next + 1, b"", b"", []
         index, previous, trimmed = section.index, section.previous, []
-        if index_now or index.offset < ring_from:
+        if index.offset < ring_from:
             previous = section.index
             trimmed = index_keys(self._target.prefix, head.epoch, section.previous) if section.previous else []
             index, writes = self._index(head.epoch, head.term, head.next + 1, nodes)

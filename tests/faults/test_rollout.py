@@ -28,6 +28,7 @@ def test_authentication_is_turned_on_and_off_under_load_and_nothing_honest_is_re
         run.execute(commands_of("Create the keys"))
         run.follow(ON)
         run.follow(STORE, "auth_store")
+        run.sign_control_record()
         run.execute(commands_of("Replace the secret"))
         run.wait_until_ok()
         assert run.dead_letters() == []
@@ -41,13 +42,14 @@ def test_authentication_is_turned_on_and_off_under_load_and_nothing_honest_is_re
         run.notes.append(f"the revoked node was refused {first_at - run.copied_at:.0f} s after the copy of the keys")
         run.wait_until_said("dead letters", "bad-signature", "WARN")
         run.execute(commands_of("Replace the secret"))
-        run.wait_until_ok(but="dead letters")
+        run.wait_until_ok(but=["dead letters"])
         refused = run.dead_letters()
         run.purge_dead_letters()
         run.wait_until_ok()
         for reader in run.readers:
             reader.ignored = frozenset()
 
+        run.stop_signing_control_record()
         run.follow(OFF, "auth_store")
         run.follow(OFF)
         run.end()
