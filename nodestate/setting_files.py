@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from nodestate.errors import ConfigError
 
@@ -53,6 +53,40 @@ def require_secret(status: os.stat_result, path: str | Path, source: str) -> Non
             f"{source}: the file {path} holds a secret, and other users can read or write it (mode {mode:04o}): run "
             f"'chmod 600 {path}'; mode 0440 is accepted if the file is root's"
         )
+
+
+def open_key_file(path: str | Path, setting: str) -> BinaryIO:
+    """Open a file of keys to read it.
+
+    A FIFO would block a process until a program writes into it, also while the process follows the file. So the file
+    is opened without blocking, and refused unless it is a regular one.
+
+    Args:
+        path: the file. Symbolic links are followed.
+        setting: the setting that names the file, for errors.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        ConfigError: if it is a FIFO, a directory or a device.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return os.fdopen(handle, "rb")
+    os.close(handle)
+    raise ConfigError(
+        f"{setting} {path} is {_kind_of(path)}, and processes read the file again when it changes; give the name of a "
+        "regular file"
+    )
+
+
+def require_replaceable(path: Path) -> None:
+    """Raise ``ConfigError`` if a path exists and is no regular file, so that a file of keys must not replace it."""
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is {_kind_of(path)}, which keys must not replace; give the name of a regular file")
+
+
+def _kind_of(path: str | Path) -> str:
+    return "a directory" if Path(path).is_dir() else "a FIFO" if Path(path).is_fifo() else "a device or a socket"
 
 
 def require_not_writable(status: os.stat_result, path: str | Path, source: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from msgspec import Raw, structs
 from harness.waiting import PATIENCE_S, wait_until
 from nodestate.agent.agent import Agent
 from nodestate.agent.sources import FullState
-from nodestate.auth.key_file import read_cell_keys, read_keys, write_keys
+from nodestate.auth.key_file import locked_directories, read_cell_keys, read_keys, write_keys
 from nodestate.auth.keys import CellKeys, NodeKeys
 from nodestate.broker import KombuCourier, KombuSink
 from nodestate.cli import main
@@ -114,6 +117,94 @@ def test_only_the_file_of_the_cell_gives_keys() -> None:
     run("node", "n1", "--out", "n1.keys")
     answer = CliRunner().invoke(main, ["key", "rotate", "--keys-file", "n1.keys"])
     assert (answer.exit_code, "nodes only" in answer.stderr) == (2, True)
+
+
+def test_a_mistyped_id_of_a_secret_revokes_no_node() -> None:
+    """A node of such a name would be taken as revoked, and the leaked secret would stay in force."""
+    in_force = ask("init")["id"]
+    other = "0a1b2c3d" if in_force != "0a1b2c3d" else "0a1b2c3e"
+    refused = run("revoke", other, code=2).stderr
+    assert f"the secret {other} is not in force; give one of {in_force}" in refused
+    assert not cell_keys().revoked_nodes
+    run("rotate")
+    run("revoke", in_force)
+    assert "is revoked already" in run("revoke", in_force, code=2).stderr
+    run("revoke", other, "--node")
+    assert list(cell_keys().revoked_nodes) == [other]
+
+
+def test_a_fifo_or_a_directory_in_place_of_a_file_of_keys_is_refused_at_once() -> None:
+    """A process would wait for ever for a program that writes into the FIFO."""
+    Path("folder").mkdir()
+    os.mkfifo("pipe", 0o600)
+    operator = {"NODESTATE_OPERATOR_KEY_FILE": "operator.key"}
+    for name, kind in (("pipe", "a FIFO"), ("folder", "a directory")):
+        for step in ("status", "rotate", "init"):
+            answer = CliRunner().invoke(main, ["key", step, "--keys-file", name])
+            assert (answer.exit_code, f"{name} is {kind}" in answer.stderr) == (2, True), answer.output
+        answer = CliRunner().invoke(main, ["key", "status"], env={**operator, "NODESTATE_CONTROL_KEYS_FILE": name})
+        assert (answer.exit_code, f"control_keys_file {name} is {kind}" in answer.stderr) == (2, True), answer.output
+
+
+def test_keys_replace_no_device_and_no_directory() -> None:
+    run("init")
+    os.mkfifo("pipe", 0o600)
+    Path("link").symlink_to("pipe")  # as /dev/stdout
+    for name in ("pipe", "link"):
+        assert "which keys must not replace" in run("node", "n1", "--out", name, code=2).stderr
+    assert Path("pipe").is_fifo()
+    assert Path("link").is_symlink()
+
+
+def test_a_missing_directory_of_keys_is_named_with_the_remedy() -> None:
+    answer = CliRunner().invoke(main, ["key", "init", "--keys-file", "missing/cell.keys"])
+    assert (answer.exit_code, "mkdir -p" in answer.stderr) == (2, True), answer.output
+
+
+def test_commands_at_the_same_time_lose_no_revocation() -> None:
+    run("init")
+    names = [f"n{number}" for number in range(8)]
+    started = threading.Barrier(len(names))
+
+    def revoke(name: str) -> None:
+        started.wait(PATIENCE_S)
+        with locked_directories("cell.keys"):
+            keys = cell_keys()
+            time.sleep(0.001)  # a command that reads meanwhile would write its change over this one
+            write_keys("cell.keys", keys.with_revoked_node(name, 1.0), replace=True)
+
+    threads = [threading.Thread(target=revoke, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert sorted(cell_keys().revoked_nodes) == names
+
+
+def test_each_command_that_changes_a_file_of_keys_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODESTATE_OPERATOR_KEY_FILE", "operator.key")
+    monkeypatch.setenv("NODESTATE_CONTROL_KEYS_FILE", "control.keys")
+    monkeypatch.setattr("nodestate.cli.key.write_keys", waiting(write_keys))
+    monkeypatch.setattr("nodestate.cli.operator_key.write_keys", waiting(write_keys))
+    old = ask("init")["id"]
+    run("rotate")
+    run("revoke", old)
+    old = ask("init", "--operator")["id"]
+    run("rotate", "--operator")
+    run("revoke", "--operator", old)
+
+
+def waiting(write: Callable[..., None]) -> Callable[..., None]:
+    """Write keys, after a look whether the command holds the lock of the directory."""
+
+    def written_under_lock(path: str, *args: Any, **options: Any) -> None:
+        handle = os.open(Path(path).resolve().parent, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(handle)
+        write(path, *args, **options)
+
+    return written_under_lock
 
 
 # -- doctor ---------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ import itertools
 import statistics
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from nodestate.agent.allocation_file import AllocationFile
 from nodestate.agent.sources import FullState, NodeSilent, StatePatch
 from nodestate.agent.sources.host import HostSource, clean_name
 from nodestate.agent.sources.libvirt import LibvirtSource
@@ -186,6 +188,37 @@ def test_an_ordered_instance_does_not_end_by_itself() -> None:
 
 
 # -- a static fleet -------------------------------------------------------------------------------
+
+
+def test_a_fleet_that_starts_again_keeps_the_order_of_a_task_that_was_adopted(tmp_path: Path) -> None:
+    """The same seed makes the same tasks again. A task in place of the adopted one would have no order and no tag."""
+
+    def later(fleet: SimulatedFleet) -> SimulatedFleet:
+        for number in range(200):
+            list(fleet.poll(number * 1.0))
+        return fleet
+
+    def started() -> SimulatedFleet:
+        return SimulatedFleet(2, seed=3, changes_per_s=1.0, allocations=AllocationFile(tmp_path, "fleet"))
+
+    first = started()
+    at_start = {node: set(first.resources_of(node).allocations) for node in first.nodes()}
+    later(first)
+    adopted = {
+        (node, task): {"resources": allocation["resources"], "hints": {"order": f"order-{task}"}}
+        for node in first.nodes()
+        for task, allocation in first.resources_of(node).allocations.items()
+        if task not in at_start[node]
+    }
+    assert adopted
+    for (node, task), allocation in adopted.items():
+        first.build(node, task, allocation)
+    first.save()
+    first.close()
+    second = later(started())
+    for (node, task), allocation in adopted.items():
+        assert second.resources_of(node).allocations[task] == allocation
+    second.close()
 
 
 def test_nodes_of_a_static_fleet_change_only_when_they_are_told_to() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +17,7 @@ from nodestate.auth.keys import CellKeys, Keys, NodeKeys, SigningKey, require_va
 from nodestate.auth.signatures import Mac
 from nodestate.errors import ConfigError
 from nodestate.ports import Clock
-from nodestate.setting_files import require_secret
+from nodestate.setting_files import open_key_file, require_replaceable, require_secret
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 """Bytes of a file of keys that are read at most."""
@@ -28,10 +30,11 @@ _decode = msgspec.json.Decoder(CellKeys | NodeKeys).decode
 def read_keys(path: str, cell: str) -> Keys:
     """Read a file of keys.
 
-    Raises ``ConfigError`` if the file cannot be read, is damaged, is of another cell, or can be read by other users.
+    Raises ``ConfigError`` if the file cannot be read, is no regular file, is damaged, is of another cell, or can be
+    read by other users.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_key_file(path, "keys_file") as file:
             require_secret(os.fstat(file.fileno()), path, "setting keys_file")
             keys: Keys = _decode(file.read(MAX_FILE_BYTES))
         require_valid_keys(keys)
@@ -60,6 +63,30 @@ def read_cell_keys(path: str, cell: str) -> CellKeys:
     return keys
 
 
+@contextmanager
+def locked_directories(*paths: str) -> Iterator[None]:
+    """Hold a lock of the directories of some files of keys, so that one command at a time changes these files.
+
+    Two commands that read, change and write a file at the same time would lose the change of one of them, for example
+    a revocation. A command waits for the other one. A file system that cannot lock a directory gives no lock.
+
+    Raises ``ConfigError`` if a directory cannot be opened.
+    """
+    with ExitStack() as stack:
+        for directory in sorted({Path(path).resolve().parent for path in paths}):
+            try:
+                handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as error:
+                raise ConfigError(
+                    f"the directory {directory} of keys: {error.strerror or error}; make it with "
+                    f"'mkdir -p {directory}', or give a file in another directory"
+                ) from None
+            stack.callback(os.close, handle)
+            with suppress(OSError):  # NFS locks only files that are open for writing
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
 def write_keys(path: str, keys: msgspec.Struct, *, replace: bool, is_secret: bool = True) -> None:
     """Write a file of keys that only its owner can write. After a crash, the file has its old content or its new one.
 
@@ -70,9 +97,10 @@ def write_keys(path: str, keys: msgspec.Struct, *, replace: bool, is_secret: boo
         is_secret: whether a new file can be read by its owner only, and not by all users.
 
     Raises:
-        ConfigError: if the file cannot be written, or exists although ``replace`` is False.
+        ConfigError: if the file cannot be written, is no regular file, or exists although ``replace`` is False.
     """
     target = Path(path)
+    require_replaceable(target)
     fresh = target.with_name(f"{target.name}.new")
     content = msgspec.json.format(msgspec.json.encode(keys), indent=1) + b"\n"
     try:
@@ -94,7 +122,10 @@ def write_keys(path: str, keys: msgspec.Struct, *, replace: bool, is_secret: boo
             os.fsync(handle)
         fresh.replace(target)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror or error}") from None
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror or error}; give a file in a directory that exists and "
+            "that this user may write"
+        ) from None
 
 
 def encode_keys(keys: Keys) -> bytes:

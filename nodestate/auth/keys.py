@@ -37,7 +37,8 @@ HANDOVERS: Final = "handovers"
 ALLOCATIONS: Final = "allocations"
 """The purpose of the key by which a scheduler makes the tags of allocations. It belongs to no node."""
 
-KeyId = Annotated[str, Meta(pattern=rf"\A[0-9a-f]{{{KEY_ID_CHARS}}}\Z")]
+KEY_ID_PATTERN: Final = rf"\A[0-9a-f]{{{KEY_ID_CHARS}}}\Z"
+KeyId = Annotated[str, Meta(pattern=KEY_ID_PATTERN)]
 
 
 class SigningKey(NamedTuple):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import msgspec
@@ -21,7 +20,7 @@ from nodestate.auth.keys import KeyId
 from nodestate.auth.signatures import KEY_ID_CHARS
 from nodestate.errors import ConfigError, KeyStepError
 from nodestate.ports import Clock
-from nodestate.setting_files import require_not_writable, require_secret
+from nodestate.setting_files import open_key_file, require_not_writable, require_secret
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -159,7 +158,7 @@ def read_control_keys(path: str, cell: str) -> ControlKeys:
 
 def _read(path: str, cell: str, kind: type[_K], setting: str) -> _K:
     try:
-        with Path(path).open("rb") as file:
+        with open_key_file(path, setting) as file:
             status = os.fstat(file.fileno())
             if kind is OperatorKeys:
                 require_secret(status, path, f"setting {setting}")

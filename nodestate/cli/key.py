@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from nodestate.auth.followed_file import REREAD_S
-from nodestate.auth.key_file import encode_keys, read_cell_keys, read_keys, write_keys
-from nodestate.auth.keys import CellKeys, Secret
+from nodestate.auth.key_file import encode_keys, locked_directories, read_cell_keys, read_keys, write_keys
+from nodestate.auth.keys import KEY_ID_PATTERN, CellKeys, Secret
 from nodestate.cli import operator_key
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.doctor.findings import span_text
@@ -19,6 +19,8 @@ from nodestate.config import Config
 from nodestate.errors import ConfigError
 from nodestate.model import NODE_NAME_PATTERN
 
+SHOWN_COUNT: Final = 20
+"""Most nodes that are printed for people."""
 _EXAMPLE_FILE = "--keys-file /etc/nodestate/cell.keys"
 
 
@@ -71,7 +73,8 @@ def init(run: Run, keys_file: str | None, operator: bool) -> None:
         return
     config = _config(run, keys_file)
     secret = Secret.new(time.time())
-    write_keys(config.keys_file, CellKeys(cell=config.cell, secrets=(secret,)), replace=False)
+    with locked_directories(config.keys_file):
+        write_keys(config.keys_file, CellKeys(cell=config.cell, secrets=(secret,)), replace=False)
     _print(
         run,
         {"file": config.keys_file, "cell": config.cell, "id": secret.id},
@@ -108,7 +111,8 @@ def node(run: Run, nodes: tuple[str, ...], out: str | None, keys_file: str | Non
         return
     write_keys(out, keys, replace=True)
     ids = sorted({key.id for own in keys.nodes.values() for key in own})
-    _print(run, {"file": out, "nodes": nodes, "ids": ids}, f"wrote {out}: keys of {', '.join(nodes)}")
+    shown = ", ".join(nodes[:SHOWN_COUNT]) + (f" and {len(nodes) - SHOWN_COUNT:,} more" * (len(nodes) > SHOWN_COUNT))
+    _print(run, {"file": out, "nodes": nodes, "ids": ids}, f"wrote {out}: keys of {shown}")
 
 
 @cell_command(
@@ -129,8 +133,9 @@ def rotate(run: Run, keys_file: str | None, operator: bool) -> None:
         _print(run, *operator_key.rotate(run.config))
         return
     config = _config(run, keys_file)
-    keys = read_cell_keys(config.keys_file, config.cell).with_new_secret(time.time())
-    write_keys(config.keys_file, keys, replace=True)
+    with locked_directories(config.keys_file):
+        keys = read_cell_keys(config.keys_file, config.cell).with_new_secret(time.time())
+        write_keys(config.keys_file, keys, replace=True)
     old, new = (one.id for one in keys.secrets)
     _print(
         run,
@@ -147,13 +152,14 @@ def rotate(run: Run, keys_file: str | None, operator: bool) -> None:
     example=f"nodestate key revoke compute-0001 {_EXAMPLE_FILE}\nnodestate key revoke 0a1b2c3d {_EXAMPLE_FILE}",
 )
 @click.argument("name", metavar="NODE|ID")
+@click.option("--node", "is_node", is_flag=True, help="NODE is a node, although its name has the form of an ID.")
 @_keys_file
 @_OPERATOR_OPTION
-def revoke(run: Run, name: str, keys_file: str | None, operator: bool) -> None:
+def revoke(run: Run, name: str, is_node: bool, keys_file: str | None, operator: bool) -> None:
     """Refuse the present keys of NODE, or all keys that follow from the secret ID.
 
     Copy the changed file to all consumers and schedulers: each of them refuses the keys within 5 s. A node gets new
-    keys after 'key rotate'. The only secret in force cannot be revoked.
+    keys after 'key rotate'. The only secret in force cannot be revoked. A name of eight hexadecimal digits is an ID.
 
     With --operator, refuses the signatures of the operators' key ID. If this key signed the present control record, run
     'design sign' first.
@@ -162,13 +168,14 @@ def revoke(run: Run, name: str, keys_file: str | None, operator: bool) -> None:
         _print(run, *operator_key.revoke(run.config, name))
         return
     config = _config(run, keys_file)
-    keys = read_cell_keys(config.keys_file, config.cell)
-    is_secret = any(one.id == name for one in keys.secrets)
-    if not is_secret and not re.fullmatch(NODE_NAME_PATTERN, name):
-        raise click.UsageError(f"{name!r} is neither the id of a secret in force nor the name of a node")
     now = time.time()
-    keys = keys.without_secret(name, now) if is_secret else keys.with_revoked_node(name, now)
-    write_keys(config.keys_file, keys, replace=True)
+    with locked_directories(config.keys_file):
+        keys = read_cell_keys(config.keys_file, config.cell)
+        is_secret = not is_node and any(one.id == name for one in keys.secrets)
+        if not is_secret:
+            _require_node(name, keys, is_node=is_node)
+        keys = keys.without_secret(name, now) if is_secret else keys.with_revoked_node(name, now)
+        write_keys(config.keys_file, keys, replace=True)
     what = f"secret {name}" if is_secret else f"the present keys of node {name}"
     _print(
         run,
@@ -220,6 +227,20 @@ def _status_of_file(config: Config, now: float) -> tuple[dict[str, Any], list[st
         lines = [f"{config.keys_file}: keys of nodes of cell {keys.cell}"]
         lines += [f"node {name}: keys of {', '.join(ids)}" for name, ids in answer["nodes"].items()]
     return answer, lines
+
+
+def _require_node(name: str, keys: CellKeys, *, is_node: bool) -> None:
+    """Raise ``UsageError`` unless a name is that of a node. Else a mistyped id would revoke a node."""
+    in_force = ", ".join(one.id for one in keys.secrets)
+    if not re.fullmatch(NODE_NAME_PATTERN, name):
+        raise click.UsageError(
+            f"{name!r} is neither the id of a secret in force nor the name of a node; the ids are {in_force}"
+        )
+    if re.fullmatch(KEY_ID_PATTERN, name) and not is_node:
+        fault = "is revoked already" if name in keys.revoked_ids else "is not in force"
+        raise click.UsageError(
+            f"the secret {name} {fault}; give one of {in_force}, or add --node if a node has the name {name}"
+        )
 
 
 def _print(run: Run, answer: dict[str, Any], text: str) -> None:

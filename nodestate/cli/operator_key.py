@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nodestate.auth.followed_file import REREAD_S
-from nodestate.auth.key_file import write_keys
+from nodestate.auth.key_file import locked_directories, write_keys
 from nodestate.auth.operator_keys import (
     ControlKeys,
     KeyPairs,
@@ -32,12 +32,13 @@ Answer = tuple[dict[str, Any], str]
 def init(config: Config) -> Answer:
     """Create both files with the first key pair. Existing files are not changed."""
     _require_files(config)
-    for path in (config.operator_key_file, config.control_keys_file):
-        if Path(path).exists():
-            raise ConfigError(f"{path} exists; delete it first, or give another file: its keys would be lost")
     private, public = new_key_pair(time.time())
     pairs = OperatorKeys(cell=config.cell, keys=(private,)), ControlKeys(cell=config.cell, keys=(public,))
-    _write(config, pairs, first=True)
+    with locked_directories(config.operator_key_file, config.control_keys_file):
+        for path in (config.operator_key_file, config.control_keys_file):
+            if Path(path).exists():
+                raise ConfigError(f"{path} exists; delete it first, or give another file: its keys would be lost")
+        _write(config, pairs, first=True)
     text = (
         f"wrote the private key {private.id} of cell {config.cell} to {config.operator_key_file}, and the public key "
         f"to {config.control_keys_file}; copy the second file to {READERS}"
@@ -47,8 +48,10 @@ def init(config: Config) -> Answer:
 
 def rotate(config: Config) -> Answer:
     """Add a key pair that will replace the present one. The new key signs from now on."""
-    pairs = with_new_pair(_read(config), time.time())
-    _write(config, pairs)
+    _require_files(config)
+    with locked_directories(config.operator_key_file, config.control_keys_file):
+        pairs = with_new_pair(_read(config), time.time())
+        _write(config, pairs)
     old, new = (one.id for one in pairs[1].keys)
     text = (
         f"added key {new}, with which operators' commands sign from now on. Before the next of them, copy "
@@ -60,7 +63,9 @@ def rotate(config: Config) -> Answer:
 
 def revoke(config: Config, key_id: str) -> Answer:
     """Refuse the signatures of a key."""
-    _write(config, without_pair(_read(config), key_id, time.time()))
+    _require_files(config)
+    with locked_directories(config.operator_key_file, config.control_keys_file):
+        _write(config, without_pair(_read(config), key_id, time.time()))
     text = (
         f"revoked operators' key {key_id}; copy {config.control_keys_file} to {READERS}, which refuse it within "
         f"{REREAD_S:g} s"
@@ -102,7 +107,6 @@ def _files(config: Config) -> dict[str, str]:
 
 
 def _read(config: Config) -> KeyPairs:
-    _require_files(config)
     return (
         read_operator_keys(config.operator_key_file, config.cell),
         read_control_keys(config.control_keys_file, config.cell),

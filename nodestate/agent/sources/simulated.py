@@ -178,6 +178,10 @@ class SimulatedFleet(StaticFleet):
             return {}
         bits = f"{self._rng.getrandbits(128):032x}"
         task = f"{bits[:8]}-{bits[8:12]}-{bits[12:16]}-{bits[16:20]}-{bits[20:]}"
+        if (
+            task in node.ordered
+        ):  # a fleet that starts again makes the same tasks again, and an operator adopted this one
+            return {}
         allocation: AllocationJson = {"resources": dict(resources)}
         if self._rng.random() < 0.3:
             allocation["group"] = f"group-{self._rng.randrange(GROUPS_COUNT)}"
