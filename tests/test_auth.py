@@ -420,6 +420,9 @@ class FixedCourier:
         answers, self._answers = self._answers, []
         return answers
 
+    def refused_answers(self) -> tuple[int, str]:
+        return 0, ""
+
     def close(self) -> None:
         """Do nothing."""
 

@@ -50,6 +50,10 @@ class KombuCourier:
         """Answers that arrived and are not yet returned."""
         self.bad_answers = 0
         """Number of answers that could not be decoded, came from another node's agent, or have no valid signature."""
+        self._told_count = 0
+        """How many of these ``refused_answers`` has returned."""
+        self._refusal = ""
+        """Why the last one was refused."""
 
     @property
     def reply_to(self) -> str:
@@ -80,6 +84,11 @@ class KombuCourier:
         answers, self._answers = self._answers, []
         return answers
 
+    def refused_answers(self) -> tuple[int, str]:
+        """See ``ports.Courier``."""
+        count, self._told_count = self.bad_answers - self._told_count, self.bad_answers
+        return count, self._refusal
+
     def close(self) -> None:
         """Close the connection; answers on their way are lost. Using the courier again reconnects."""
         self._answers = []
@@ -98,6 +107,7 @@ class KombuCourier:
             self._auth.check_answer(answer, body)
         except BadEventError as error:
             self.bad_answers += 1
+            self._refusal = str(error)
             structlog.get_logger("nodestate.broker").warning("an answer to an order is refused", reason=str(error))
         else:
             self._answers.append(answer)

@@ -212,5 +212,8 @@ class Courier(Protocol):
         Waits up to ``timeout_s`` seconds for the first.
         """
 
+    def refused_answers(self) -> tuple[int, str]:
+        """Return how many answers were refused since the last call, and why the last one was, for people."""
+
     def close(self) -> None:
         """Close the connection; answers on their way are lost."""

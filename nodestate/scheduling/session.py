@@ -15,16 +15,19 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from nodestate.config import Config
-from nodestate.errors import BrokerUnavailableError, ConfigError, StaleViewError
+from nodestate.errors import BrokerUnavailableError, ConfigError, StaleViewError, StoreError
 from nodestate.ports import Clock
 from nodestate.ports.ids import IdSource
 from nodestate.scheduling.claims import REASSERT_S, Claim, Placer
 from nodestate.scheduling.fleet_refresh import FleetRefresher
 from nodestate.scheduling.orders import Boot, BootOutcome, OrderTracker, Reconciler, outcomes_of
 from nodestate.scheduling.selection import Selector
+from nodestate.store.refused_answers import add_refused_answers
+from nodestate.store.round_trips import run_one
 from nodestate.view.view import View
 
 MAX_WAIT_S: Final = 0.25
@@ -72,6 +75,7 @@ class Session:
         self._reconciler = Reconciler(self.fleet, self.claim_table, config.claim_ttl_s)  # finds unfinished operations
         # The last error of ``try_refresh``; None after a successful refresh.
         self._stale_error: StaleViewError | None = None
+        self._refused_answers_count = 0  # answers that were refused and are not in the record of the cell
         self._upkeep_at = 0.0  # the time of the next upkeep, in monotonic seconds
 
     @property
@@ -240,9 +244,9 @@ class Session:
     def _maintain_claims(self) -> None:
         """Do the upkeep if it is due, which is every ``REASSERT_S`` seconds.
 
-        Reads some claim records again, writes claims again that were lost, drops claims that became allocations, sends
-        orders again whose effect no view shows, and repairs operations that another scheduler left unfinished. Without
-        a fresh view, it only writes lost claims again.
+        Reads some claim records again, records refused answers, writes claims again that were lost, drops claims that
+        became allocations, sends orders again whose effect no view shows, and repairs operations that another scheduler
+        left unfinished. Without a fresh view, it only writes lost claims again.
         """
         now = self.clock.monotonic()
         if now < self._upkeep_at:
@@ -259,11 +263,24 @@ class Session:
             self.claim_table.flush_all()
             return
         self.refresher.reread_claims()
+        self._record_refused_answers()
         # The claims of a reservation stay, because a later call of ``confirm`` needs the claims of all members.
         self._drop(own for own in self.claim_table.own if not own[1].reservation and self._is_seen_allocated(*own))
         if self._orders is not None:
             self._orders.on_fleet_advanced()
             self._repair(self._orders, now)
+
+    def _record_refused_answers(self) -> None:
+        """Add the answers that were refused since the last upkeep to the record that ``nodestate doctor`` reads."""
+        if self._orders is None:
+            return
+        more, reason = self._orders.refused_answers()
+        self._refused_answers_count += more
+        if self._refused_answers_count:
+            steps = add_refused_answers(self.config.cell, self._refused_answers_count, self.name, reason)
+            with suppress(StoreError):  # it is tried again
+                run_one(next(iter(self.claim_table.servers)), steps)
+                self._refused_answers_count = 0
 
     def _repair(self, orders: OrderTracker, now: float) -> None:
         """Finish operations that another scheduler left unfinished, as the last view shows them.

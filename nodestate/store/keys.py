@@ -11,6 +11,7 @@
     ns:{cell}:{partitions}.{partition}:s:index:{epoch}:{term}:{offset}:{part}  snapshot: which commit wrote each node
     ns:{cell}:claim:{name}                                                     claims on a node
     ns:{cell}:anchor:{hash}                                                    first node of an empty affinity group
+    ns:{cell}:refused-answers                                                  answers that schedulers refused
     ns:{cell}:probe                                                            a test write of the doctor
 
 ``partitions`` is the layout: the number of partitions. Layouts of a cell exist side by side. The only keys they share
@@ -59,6 +60,11 @@ def claim(cell: str, name: str) -> str:
 def anchor(cell: str, group: str) -> str:
     """The first node of an affinity group. The name of a group may be any text, so the key has its hash."""
     return f"ns:{cell}:anchor:{xxhash.xxh3_128_hexdigest(group.encode())}"
+
+
+def refused_answers(cell: str) -> str:
+    """The number of answers to orders that schedulers refused. It is on the first server of ``store``."""
+    return f"ns:{cell}:refused-answers"
 
 
 def probe(cell: str) -> str:

@@ -33,6 +33,10 @@ class MemoryCourier:
         """Answers that arrived and are not yet returned."""
         self.bad_answers = 0
         """Number of answers that could not be decoded, or whose signature is missing or wrong."""
+        self._told_count = 0
+        """How many of these ``refused_answers`` has returned."""
+        self._refusal = ""
+        """Why the last one was refused."""
         self._auth = auth or OrderAuth()
         """Signs orders, and checks answers."""
         self._broker = broker
@@ -65,6 +69,11 @@ class MemoryCourier:
         arrived, self.arrived = self.arrived, []
         return arrived
 
+    def refused_answers(self) -> tuple[int, str]:
+        """See ``ports.Courier``."""
+        count, self._told_count = self.bad_answers - self._told_count, self.bad_answers
+        return count, self._refusal
+
     def close(self) -> None:
         """Close the connection; answers on their way are lost."""
         self._leave()
@@ -75,8 +84,9 @@ class MemoryCourier:
         try:
             answer = decode_answer(body)
             self._auth.check_answer(answer, body)
-        except BadEventError:
+        except BadEventError as error:
             self.bad_answers += 1
+            self._refusal = str(error)
         else:
             self.arrived.append(answer)
 

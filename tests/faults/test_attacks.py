@@ -35,13 +35,11 @@ COUNT: Final = 20
 """Forged messages of each kind."""
 
 
-def test_nothing_that_an_intruder_sends_is_taken_and_doctor_names_it_except_for_answers(
+def test_nothing_that_an_intruder_sends_is_taken_and_doctor_names_all_of_it(
     cell: str, tmp_path: Path, rabbit: RabbitServer, memcached: MemcachedServer, record: Callable[[str], None]
 ) -> None:
     """Spoofed events, foreign orders and forged answers: without keys, with the keys of another secret, and with the
     keys of one node for another node. Forged claims, swapped and replayed values, and a forged control record.
-
-    Forged answers are in the log and the counters of their scheduler; ``doctor`` does not reach those.
     """
     with SignedCell(tmp_path, rabbit.url, memcached.url, cell, rate=100.0) as run:
         run.execute(commands_of("Create the keys"))
@@ -68,6 +66,7 @@ def test_nothing_that_an_intruder_sends_is_taken_and_doctor_names_it_except_for_
 
         forge_values(run.unsigned, memcached.address, run.nodes["agent2"])
 
+        run.wait_until_said("answers", f"refused {3 * COUNT} answers .*scheduler-0: {victim}: answer", "WARN")
         run.wait_until_said("stored values", "are refused, for example .*", "FAIL")
         run.wait_until_said("dead letters", f"unsigned.*{victim}", "WARN")
         run.wait_until_said("orders", f"refused {3 * COUNT} orders .* for {victim}", "WARN")

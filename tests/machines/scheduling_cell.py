@@ -130,6 +130,9 @@ class CrashingCourier:
         self._crash_point.count_call("take answers")
         return self._inner.answers(timeout_s)
 
+    def refused_answers(self) -> tuple[int, str]:
+        return self._inner.refused_answers()
+
     def close(self) -> None:
         self._inner.close()
 

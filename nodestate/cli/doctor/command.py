@@ -15,7 +15,7 @@ from nodestate.cli.doctor.agent_checks import examine_agents
 from nodestate.cli.doctor.broker_checks import examine_broker, examine_unnamed_layouts
 from nodestate.cli.doctor.design_checks import examine_copies, examine_design, examine_record
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
-from nodestate.cli.doctor.signature_checks import examine_signatures, examine_tags
+from nodestate.cli.doctor.signature_checks import examine_refused_answers, examine_signatures, examine_tags
 from nodestate.cli.doctor.store_checks import examine_damage, examine_database, examine_store
 from nodestate.cli.doctor.value_checks import examine_values
 from nodestate.cli.inspection import CellInspector, read_control, read_copies, selected_designs
@@ -106,6 +106,7 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
         view = max((status.view for status in statuses), key=lambda view: len(view.nodes))
         yield from examine_agents(config, view)
         yield from _findings_or_error("signatures", lambda: examine_signatures(config, view))
+        yield from _findings_or_error("answers", lambda: examine_refused_answers(config))
         yield from _findings_or_error("tags", lambda: examine_tags(config, view))
         yield from examine_values(config, values, [one.name for one in view.nodes.records()])
         yield from examine_damage(config.cell)

@@ -24,11 +24,15 @@ from nodestate.auth.signatures import KEY_ID_CHARS
 from nodestate.broker import collect_census
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.config import Config
+from nodestate.designs.connections import open_claims
 from nodestate.errors import BadEventError, ConfigError, CorruptItemError
 from nodestate.model import Event, Heartbeat
-from nodestate.ports import Resync
+from nodestate.ports import Resync, SystemClock
 from nodestate.scheduling.order_ids import order_id_of
-from nodestate.text import count_text
+from nodestate.store import keys
+from nodestate.store.refused_answers import REFUSED_ANSWERS
+from nodestate.store.signed_values import value_auth
+from nodestate.text import count_text, printable
 from nodestate.view.view import View
 
 SHOWN_COUNT: Final = 3
@@ -161,6 +165,28 @@ def _counts_text(counts: Mapping[str, int]) -> str:
     node = max(counts, key=counts.__getitem__)
     orders = count_text(sum(counts.values()), "order")
     return f"{orders} for {count_text(len(counts), 'node')}, for example {counts[node]:,} for {node},"
+
+
+def examine_refused_answers(config: Config) -> list[Finding]:
+    """Return a finding if schedulers refused answers to orders not long ago, see ``RefusedAnswers``."""
+    servers = open_claims(config, SystemClock(), value_auth(config, SystemClock()))
+    key = keys.refused_answers(config.cell)
+    try:
+        refused = REFUSED_ANSWERS.find(key, servers[0].fetch([key]).get(key))
+    finally:
+        for server in servers:
+            server.close()
+    if refused is None:
+        return []
+    says = (
+        f"schedulers refused {count_text(refused.count, 'answer')} to orders, the last within the past hour; scheduler "
+        f"{printable(refused.scheduler)}: {printable(refused.reason)}"
+    )
+    advice = (
+        "give the agent of that node its keys_file and auth_orders. If it has them, another program answers for it: "
+        "find it by the connections that the broker shows, and take its login away"
+    )
+    return [Finding(WARN, "answers", says, advice)]
 
 
 def examine_tags(config: Config, view: View) -> list[Finding]:

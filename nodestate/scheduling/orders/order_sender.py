@@ -57,6 +57,10 @@ class OrderSender:
         """The queue for answers to this scheduler. Raises ``BrokerUnavailableError`` if there is no connection."""
         return self._courier.reply_to
 
+    def refused_answers(self) -> tuple[int, str]:
+        """Return how many answers the courier refused since the last call, and why the last one was."""
+        return self._courier.refused_answers()
+
     def can_answer(self, order: Order) -> bool:
         """Return whether an answer to an order can still arrive.
 

@@ -70,6 +70,10 @@ class OrderTracker:
         self.hint_updates.accept_answers(answers)
         self.boots.accept_answers(answers)
 
+    def refused_answers(self) -> tuple[int, str]:
+        """Return how many answers were refused since the last call, and why the last one was, for people."""
+        return self._sender.refused_answers()
+
     def on_fleet_advanced(self) -> None:
         """Finish the orders whose effect the new view shows.
 
