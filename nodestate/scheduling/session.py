@@ -218,12 +218,16 @@ class Session:
 
         The instance is then ended on the node that did not answer. If only the answer was lost, that would undo a boot
         that succeeded, so a view is read first. If no view is fresh enough, the boots do not wait for one.
+
+        A store that does not answer may delay the view, and other answers arrive meanwhile. So only answers that were
+        overdue before that count as missing; the next step receives the others.
         """
         if orders.boots.idle_s > 0:
             return
+        overdue_at = self.clock.monotonic()
         if self.try_refresh():
             orders.on_fleet_advanced()
-        orders.boots.expire_unanswered()
+        orders.boots.expire_unanswered(overdue_at)
 
     def _has_usable_view(self, orders: OrderTracker) -> bool:
         """Read a view if a boot needs a node, and fail the boots for which the view is too old.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from nodestate.agent.admission import allocation_of
-from nodestate.errors import PolicyError
+from nodestate.errors import PolicyError, StaleViewError
 from nodestate.model.orders import Build, decode_order
 from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S
 from nodestate.scheduling.request import parse
 from nodestate.testing import TransitMessage
+from nodestate.view.view import View
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
 from tests.scheduling.cells import boot, cell_of, freeze_view, wanted
 
@@ -155,6 +156,36 @@ def test_a_boot_whose_answer_is_lost_succeeds_if_a_view_shows_its_instance() -> 
     assert (lost.outcome.node, lost.outcome.refusals) == (node, ())
     cell.run_for(2 * TERMINATION_RETRY_S)
     assert cell.nodes_by_instance() == {"a": [node]}
+
+
+def test_an_answer_that_arrives_in_time_counts_although_a_slow_store_delays_the_view_for_another_boot() -> None:
+    """Regression: the answer waited in its queue while the view was read, and its boot was ended and built again."""
+    cell, (one, _) = cell_of(3)
+    freeze_view(cell, one)
+    arrive, read = cell.broker.transit.arrive, one.reader.read
+    waiting = hold_answers_to(cell, one)
+    boots = []
+    for instance in ("lost", "answered"):
+        boots += one.scheduler.submit(parse(wanted(instance)))
+        one.scheduler.step()
+        cell.step_agents()
+        cell.clock.advance(1.0)
+    [node] = cell.nodes_by_instance()["answered"]
+    cell.clock.advance(cell.config.answer_timeout_s - 2.0)
+
+    def read_slowly(**_: object) -> View:
+        arrive(waiting[1])
+        cell.clock.advance(2.0)
+        raise StaleViewError(9.0, 5.0, [], (), "the store does not answer")
+
+    one.reader.read = read_slowly  # type: ignore[method-assign]  # for one step
+    one.scheduler.step()
+    one.reader.read, one.reader.lagging = read, False  # type: ignore[method-assign]  # as it was
+    cell.broker.transit.arrive = arrive  # type: ignore[method-assign]  # as it was
+    cell.run_for(5.0)
+    outcome = boots[1].outcome
+    assert isinstance(outcome, Booted), outcome
+    assert (outcome.node, outcome.refusals) == (node, ())
 
 
 @pytest.mark.parametrize("pinned", [False, True])

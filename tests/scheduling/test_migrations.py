@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from nodestate.agent.admission import allocation_of
 from nodestate.errors import NotFoundError
@@ -478,3 +479,32 @@ def test_an_instance_whose_node_has_a_damaged_state_is_not_found() -> None:
     for call in (scheduler.migrations.migrate, lambda name: scheduler.updates.update(name, {"zone": "az1"})):
         with pytest.raises(NotFoundError, match=f"the stored state of {node}, which has a, is damaged"):
             call("a")
+
+
+@pytest.mark.parametrize("place", ["in place", "on the same node", "on another node"])
+def test_a_resize_whose_order_was_lost_fails_if_another_scheduler_changed_the_instance_meanwhile(place: str) -> None:
+    """Regression: the later order of the other scheduler was taken for a successor of the lost one."""
+    cell, (one, two) = cell_of(3)
+    at = boot(one.scheduler, "a").node
+    cell.run_for(2.0)
+    others = [node for node in ("n0", "n1", "n2") if node != at]
+    migrations, rows = one.scheduler.migrations, one.scheduler.fleet.rows
+    resident = migrations.find("a")
+    lost = migrations.boot_of(resident, structs.replace(resident.request, resources={"VCPU": 4, "MEMORY_MB": 100}))
+    lost.pin_to(rows[at if place == "in place" else others[0]])
+    one.scheduler.session.orders.boots.add([lost])
+    cell.broker.transit.holding = True
+    one.scheduler.step()
+    cell.broker.transit.lose()
+    cell.broker.transit.holding = False
+    cell.clock.advance(0.1)
+    if place == "in place":
+        assert isinstance(two.scheduler.migrations.resize("a", {"VCPU": 2}), Booted)
+    else:
+        to = others[0 if place == "on the same node" else 1]
+        assert isinstance(two.scheduler.migrations.migrate("a", to=to), Booted)
+    cell.run_for(20.0)
+    assert isinstance(lost.outcome, Failed), lost.outcome
+    cell.run_for(60.0)
+    [node] = cell.nodes_by_instance()["a"]
+    assert cell.fleet.state(node)["allocations"]["a"]["resources"]["VCPU"] == (2 if place == "in place" else 1)

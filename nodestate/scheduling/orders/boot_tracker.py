@@ -199,15 +199,14 @@ class BootTracker:
                 reason = f"the view is {age_text(age)}, and the request's max_age is {bound:g} s"
                 self._fail(boot, NoHostFound(reason=reason))
 
-    def expire_unanswered(self) -> None:
-        """Let each boot whose answer is overdue choose another node.
+    def expire_unanswered(self, overdue_at: float) -> None:
+        """Let each boot choose another node whose answer was overdue at a time, in monotonic seconds.
 
         The node that did not answer may have built the instance all the same, so the allocation is remembered as a
         possible copy. A booted instance is ended there. After a resize there is no copy, because the instance was on
         that node before.
         """
-        now = self._clock.monotonic()
-        unanswered = [order_id for order_id, boot in self._sent.items() if boot.answer_by <= now]
+        unanswered = [order_id for order_id, boot in self._sent.items() if boot.answer_by <= overdue_at]
         obsolete: list[Termination] = []
         for order_id in unanswered:
             boot = self._sent.pop(order_id)
@@ -237,7 +236,8 @@ class BootTracker:
         """Finish a boot if the last view shows an allocation that came from one of its unanswered orders.
 
         The agent has built that allocation, or another scheduler has migrated the instance from there since. An
-        allocation of a boot that an unanswered order itself built is not accepted, because it is being ended.
+        allocation of a boot that an unanswered order itself built is not accepted, because it is being ended. Nor is
+        one with other resources than the requested ones: another scheduler may have migrated the original.
 
         Returns True if the boot is finished. Returns False if no such allocation is shown: the caller chooses a node
         for the boot as usual.
@@ -250,7 +250,10 @@ class BootTracker:
         order_id = order_id_of(hints)
         if lifetime_id_of(hints) != boot.hints["boot"] or order_id < copies[0].order_id:
             return False
-        if not boot.migrates and any(copy.order_id == order_id for copy in copies):
+        is_copy = any(copy.order_id == order_id for copy in copies)
+        if is_copy and not boot.migrates:
+            return False
+        if boot.migrates and not is_copy and not self._has_requested_resources(row, boot):
             return False
         later = boot.adopt(fleet.names[row], order_id)
         self._succeed(boot, fleet.version[row])
@@ -328,12 +331,22 @@ class BootTracker:
     def _shows(self, row: int, boot: Boot, order_id: str) -> bool:
         """Return whether the last view shows, on a row, the allocation that an order of a boot built.
 
-        The result is also True if a later order of the same lifetime has changed the allocation.
+        The result is also True if a later order of the same lifetime has changed the allocation. After a migration or a
+        resize, that order may have come from another scheduler and found the original. So the resources must be the
+        requested ones.
         """
         if boot.placing.instance not in self._fleet.instances.reported[row]:
             return False
         hints = self._fleet.reports.hints(row, boot.placing.instance)
-        return lifetime_id_of(hints) == boot.hints.get("boot", order_id) and order_id_of(hints) >= order_id
+        shown_id = order_id_of(hints)
+        if lifetime_id_of(hints) != boot.hints.get("boot", order_id) or shown_id < order_id:
+            return False
+        return shown_id == order_id or not boot.migrates or self._has_requested_resources(row, boot)
+
+    def _has_requested_resources(self, row: int, boot: Boot) -> bool:
+        """Return whether the allocation that a row reports for the instance of a boot has the requested resources."""
+        allocation = self._fleet.reports.allocations(row).get(boot.placing.instance, {})
+        return dict(allocation.get("resources") or {}) == boot.placing.request.resources
 
     def _may_ask_again(self, boot: Boot, answer: Answer) -> bool:
         """Return whether an order was refused because of the agent's clock, and a second one would be in time."""
