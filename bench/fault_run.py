@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from bench.recovery_times import BOUND_S, PATIENCE_S, FaultTarget, measure_recov
 from bench.view_observer import ViewObserver
 from bench.workload import require
 from harness.commands import start_command
+from harness.processes import ModuleProcess
 from nodestate.broker import Topology
 
 HEALED: Final = "healed, from the fault"
@@ -55,7 +55,7 @@ class FaultRun:
         """Readers that observe the fault. The first one reads all the time."""
         self._fault_at = self._cause_ended_at = self._healed_at = 0.0
         self._unconfirmed = 0
-        self._doctor: subprocess.Popen[str] | None = None
+        self._doctor: ModuleProcess | None = None
         # The findings of the doctor.
         self._findings: list[str] = []
         # Characters of each member's log from before the fault.
@@ -181,7 +181,7 @@ class FaultRun:
         if self._doctor is None:
             return
         with self._doctor as process:
-            out, err = process.communicate(timeout=DOCTOR_TIMEOUT_S)
+            out, err = (told.decode() for told in process.communicate(timeout=DOCTOR_TIMEOUT_S))
         self._doctor = None
         if not out.strip():
             self._findings = err.strip().splitlines()[-1:]

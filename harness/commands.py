@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Mapping
 from typing import Any, Final
 
-from harness.members import NODESTATE, environment_without_settings
+from harness.processes import COMMAND, ModuleProcess, start_module
 from harness.waiting import PATIENCE_S
 
 STEPS_THAT_WAIT: Final = ("prepare", "cutover", "retire")
@@ -15,22 +14,15 @@ COMMAND_TIMEOUT_S: Final = PATIENCE_S + 60.0
 """Longer than a command waits, so that it can report its own timeout."""
 
 
-def start_command(environment: Mapping[str, str], *words: str) -> subprocess.Popen[str]:
+def start_command(environment: Mapping[str, str], *words: str) -> ModuleProcess:
     """Start ``nodestate WORDS`` with these settings; the caller waits for it or kills it."""
-    return subprocess.Popen(  # noqa: S603 - our own command
-        [*NODESTATE, *words],
-        env={**environment_without_settings(), **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return start_module(COMMAND, words, environment)
 
 
 def run_command(environment: Mapping[str, str], *words: str, code: int = 0) -> tuple[str, str]:
     """Run ``nodestate WORDS`` with these settings; it must exit with ``code``. Returns its stdout and its stderr."""
     with start_command(environment, *words) as process:
-        out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        out, err = (told.decode() for told in process.communicate(timeout=COMMAND_TIMEOUT_S))
     assert process.returncode == code, f"nodestate {' '.join(words)} exited with {process.returncode}: {out}{err}"
     return out, err
 

@@ -6,22 +6,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from harness.processes import COMMAND, ModuleProcess, start_module
 from harness.waiting import PATIENCE_S, wait_until
 
-NODESTATE: Final = (sys.executable, "-c", "from nodestate.cli import main; main()")
-"""The command ``nodestate``, without a script on PATH."""
 LOG_TAIL_CHARACTERS: Final = 4_000
 _SIGTERM_BIT: Final = 1 << (signal.SIGTERM - 1)
-
-
-def environment_without_settings() -> dict[str, str]:
-    """The environment of this process without nodestate's settings, which would apply to every process it starts."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
 
 
 def catches_sigterm(pid: int) -> bool:
@@ -64,7 +57,7 @@ class Service:
         """How often it was started."""
         self._to_live = False
         """True from ``start`` until the test ends it."""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ModuleProcess | None = None
 
     @property
     def pid(self) -> int:
@@ -88,14 +81,8 @@ class Service:
         self._lives += 1
         self._to_live = True
         with self._path("log").open("wb") as log, self._path("json").open("wb") as out:
-            self._process = subprocess.Popen(  # noqa: S603 - our own command
-                [*NODESTATE, *self._words, "--json", "--log-format", "json"],
-                env={**environment_without_settings(), **self.settings},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=log,
-                start_new_session=True,
-            )
+            words = [*self._words, "--json", "--log-format", "json"]
+            self._process = start_module(COMMAND, words, self.settings, stdout=out, stderr=log, own_session=True)
 
     def kill(self) -> None:
         """End it by SIGKILL, also if it is paused. Does nothing if it does not run."""

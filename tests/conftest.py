@@ -6,14 +6,15 @@ import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, NoReturn
 
 import pytest
 import structlog
 
 from harness.certificates import CertificateAuthority
-from harness.profile import load_profiles
+from harness.processes import forked_processes
+from harness.profile import by_profile, load_profiles
 from harness.servers import (
     MariadbServer,
     MemcachedServer,
@@ -42,6 +43,13 @@ def _default_logging() -> Iterator[None]:
     """Undo the logging of a command that ran in this process, so that the next test sees all log entries."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes() -> Iterator[None]:
+    """Fork processes of nodestate from one that has imported it; in the thorough profile each is a new interpreter."""
+    with by_profile(fast=forked_processes, thorough=nullcontext)():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from harness.processes import COMMAND, ModuleProcess, start_module
 from harness.profile import by_profile
 from harness.servers import MemcachedServer, RabbitServer
 from harness.waiting import PATIENCE_S, wait_until
@@ -44,7 +44,6 @@ class ProcessCell:
 
     def __init__(self, name: str, broker: str, store: str, folder: Path, processes: ExitStack) -> None:
         self._env = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("NODESTATE_")},
             "NODESTATE_BROKER": broker,
             "NODESTATE_STORE": store,
             "NODESTATE_CELL": name,
@@ -56,35 +55,24 @@ class ProcessCell:
         self._folder = folder
         self._processes = processes
 
-    def start(self, *words: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
+    def start(self, *words: str, stdin: int = subprocess.DEVNULL) -> ModuleProcess:
         """Start a command that keeps running; it is killed at the end of the test."""
         log = self._processes.enter_context((self._folder / f"{words[0]}.{time.monotonic_ns()}.log").open("wb"))
-        process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "nodestate.cli", *words],
-            env=self._env,
-            cwd=self._folder,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=log,
-        )
+        process = start_module(COMMAND, words, self._env, folder=self._folder, stdin=stdin, stderr=log)
         self._processes.enter_context(process)
         self._processes.callback(process.kill)
         return process
 
     def run(self, *words: str, stdin: bytes = b"", code: int | None = 0) -> subprocess.CompletedProcess[bytes]:
         """Run a command that ends by itself, and check its exit code; None: any."""
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, "-m", "nodestate.cli", *words],
-            env=self._env,
-            cwd=self._folder,
-            input=stdin,
-            capture_output=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-        told = f"{words} gave {done.returncode}\n{done.stdout[-2000:]!r}\n{done.stderr[-2000:]!r}"
-        assert code is None or done.returncode == code, told
-        return done
+        with start_module(COMMAND, words, self._env, folder=self._folder, stdin=subprocess.PIPE) as process:
+            try:
+                out, err = process.communicate(stdin, PATIENCE_S)
+            finally:
+                process.kill()
+        told = f"{words} gave {process.returncode}\n{out[-2000:]!r}\n{err[-2000:]!r}"
+        assert code is None or process.returncode == code, told
+        return subprocess.CompletedProcess(words, process.returncode or 0, out, err)
 
     def ask(self, *words: str, stdin: bytes = b"", code: int = 0) -> Any:
         """Run a command with ``--json`` and return its answer."""
@@ -114,7 +102,7 @@ def eventually(condition: Callable[[], bool]) -> None:
     wait_until(condition, "what the test waits for did not happen", poll_s=0.2)
 
 
-def end(process: subprocess.Popen[bytes]) -> Any:
+def end(process: ModuleProcess) -> Any:
     """Send SIGTERM and return the JSON that the process prints at its end."""
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=PATIENCE_S)

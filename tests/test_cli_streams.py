@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.members import environment_without_settings
+from harness.processes import environment_without_settings
 from harness.waiting import PATIENCE_S
 from nodestate.broker import KombuResyncSender
 from nodestate.cli import streams

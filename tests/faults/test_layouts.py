@@ -31,11 +31,11 @@ from tests.faults.test_switching import (
 
 pytestmark = pytest.mark.service
 KILLED_AFTER_S = by_profile(
-    fast={"retire": 0.7},
+    fast={"retire": 0.2},
     thorough={"prepare": 0.5, "cutover": 0.7, "retire": 0.9},
 )
-"""The steps that are killed, and at which age. A command takes a second or two: it dies while it waits, or after it has
-changed the record."""
+"""The steps that are killed, and at which age. A command takes a second or two, and less if it is forked: it dies while
+it waits, or after it has changed the record."""
 
 
 def report_from_another_agent(cell: Cell, reader: Reader, incarnation: int) -> float:

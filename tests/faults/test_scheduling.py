@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,8 @@ from typing import Any
 import pytest
 
 from harness.cell import Cell
-from harness.members import catches_sigterm, environment_without_settings
+from harness.members import catches_sigterm
+from harness.processes import ModuleProcess, start_module
 from harness.profile import by_profile
 from harness.servers import MemcachedServer
 from harness.waiting import PATIENCE_S, wait_until
@@ -57,18 +57,12 @@ class ChildProcesses:
     def __init__(self, folder: Path, settings: dict[str, str]) -> None:
         self.folder = folder
         """Where their errors and their files go."""
-        self.environment = environment_without_settings() | settings
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.settings = settings
+        self.running: dict[str, ModuleProcess] = {}
 
     def start(self, name: str, module: str, *arguments: str) -> None:
         with (self.folder / f"{name}.err").open("ab") as errors:
-            self.running[name] = subprocess.Popen(  # noqa: S603 - our own modules
-                [sys.executable, "-m", module, *arguments],
-                env=self.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-            )
+            self.running[name] = start_module(module, arguments, self.settings, stdin=subprocess.PIPE, stderr=errors)
 
     def start_agents(self, host: int) -> None:
         """Start the agent of all nodes of a host."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import pytest
 
 from harness.cell import Cell
 from harness.commands import run_design, start_command
-from harness.members import environment_without_settings
+from harness.processes import start_module
 from harness.profile import by_profile
 from harness.servers import MariadbServer, MemcachedServer
 from harness.waiting import PATIENCE_S, wait_until
@@ -40,18 +39,12 @@ def following_processes(cell: Cell, count: int) -> Iterator[list[dict[str, Any]]
     """Start schedulers in processes of their own; when the context ends, the list has what each of them saw."""
     saw: list[dict[str, Any]] = []
     processes = [
-        subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "tests.faults.follower", str(cell.bound_s)],
-            env={**environment_without_settings(), **cell.environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        start_module("tests.faults.follower", [str(cell.bound_s)], cell.environment, stdin=subprocess.PIPE, stderr=None)
         for _ in range(count)
     ]
     try:
         yield saw
-        saw += [json.loads(process.communicate("", timeout=PATIENCE_S)[0]) for process in processes]
+        saw += [json.loads(process.communicate(b"", timeout=PATIENCE_S)[0]) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -158,11 +151,11 @@ STEPS = {
     "rollback": (["rollback"], {"writes": ["snapshot", "journal"], "reads": "snapshot"}),
     "retire": (["retire", "journal"], {"writes": ["snapshot"], "reads": "snapshot"}),
 }
-KILLED_AFTER_S = by_profile(fast=(0.2, 0.5), thorough=(0.2, 0.3, 0.4, 0.5))
+KILLED_AFTER_S = by_profile(fast=(0.02, 0.15), thorough=(0.2, 0.3, 0.4, 0.5))
 """Ages at which a command is killed.
 
-It takes about half a second: it dies before it asks the cell, while it waits for the cell, or after it has changed the
-record. Every one of these must be right, so it does not matter which of them happens.
+It takes about half a second, and less if it is forked: it dies before it asks the cell, while it waits for the cell, or
+after it has changed the record. Every one of these must be right, so it does not matter which of them happens.
 """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from harness.commands import run_command, start_command
 from harness.members import Member
+from harness.processes import ModuleProcess
 from harness.servers import RabbitServer, ServerMissingError
 from harness.waiting import PATIENCE_S, wait_until
 from nodestate.broker import KombuCourier, KombuSink, KombuSource
@@ -144,7 +144,7 @@ def test_a_cell_runs_with_the_users_of_the_guide(
             member.start()
             member.wait_for_log("connected")
         members[0].wait_for_log("partition taken over")
-        agents: list[subprocess.Popen[str]] = []
+        agents: list[ModuleProcess] = []
         for node in NODES:
             prefix = node.removesuffix("0000")
             words = (
