@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from bench import apply, auth, cold, database_environment, propagation, recovery
+from bench import apply, auth, cold, database_environment, propagation, recovery, worker
 from bench.cold_start import FirstView
 from bench.peers import peer_scenario
 from bench.scheduling import trace
+from harness.profile import by_profile
 from harness.servers import MariadbServer, PostgresServer, RabbitServer
 
 
@@ -50,6 +52,18 @@ def emptied_database(request: pytest.FixtureRequest, fixture: str) -> Iterator[M
         tables.reflect(connection)
         tables.drop_all(connection)
     yield server
+
+
+@pytest.fixture(autouse=True)
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the workers of scenarios from a process that has imported bench, as the figures of such a run do not count.
+
+    In the thorough profile each is a new interpreter, and so is each process that is asked for as a fresh one.
+    """
+    if by_profile(fast=True, thorough=False):
+        forking = get_context("forkserver")
+        forking.set_forkserver_preload(["bench.command"])
+        monkeypatch.setattr(worker, "get_context", lambda _method: forking)
 
 
 @pytest.fixture
