@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.commands import run_command
+from harness.processes import COMMAND, start_module
 from harness.servers import MariadbServer, MemcachedServer, RabbitServer
 from harness.waiting import PATIENCE_S
 
@@ -67,21 +69,21 @@ def test_all_commands_of_the_design_switch_page_succeed(
 ) -> None:
     """Run each command of the page in order, from the database to memcached and back; each must succeed."""
     servers = {"NODESTATE_SQL": mariadb.url, "NODESTATE_STORE": memcached.url, "NODESTATE_BROKER": rabbit.url}
-    env = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
-    env |= {"NODESTATE_CELL": cell, "NODESTATE_STATE_DIR": str(tmp_path), "NODESTATE_HEARTBEAT_S": "2"}
+    settings = {"NODESTATE_CELL": cell, "NODESTATE_STATE_DIR": str(tmp_path), "NODESTATE_HEARTBEAT_S": "2"}
     executed: list[str] = []
     with ExitStack() as processes:
 
         def start(*words: str) -> None:
             log = processes.enter_context((tmp_path / f"{len(executed)}.log").open("wb"))
-            command = [sys.executable, "-m", "nodestate.cli", *words]
-            process = processes.enter_context(subprocess.Popen(command, env=env, stdout=log, stderr=log))  # noqa: S603
+            process = processes.enter_context(start_module(COMMAND, words, settings, stdout=log, stderr=log))
             processes.callback(process.kill)
 
         for line in lines_of(PAGE):
             words = shlex.split(line)
             if words[0] == "export":
-                env |= {name: servers.get(name, value) for name, _, value in (one.partition("=") for one in words[1:])}
+                settings |= {
+                    name: servers.get(name, value) for name, _, value in (one.partition("=") for one in words[1:])
+                }
                 continue
             assert words.pop(0) == "nodestate", line
             if words[-1] == "&":
@@ -89,14 +91,6 @@ def test_all_commands_of_the_design_switch_page_succeed(
                 if words[:-1] == ["consume", "--member", "2/2"]:  # not on the page: a fleet that changes all the time
                     start("agent", "--source", "simulated", "--nodes", "100", "--rate", "100")
             else:
-                done = subprocess.run(  # noqa: S603
-                    [sys.executable, "-m", "nodestate.cli", *words],
-                    env=env,
-                    capture_output=True,
-                    text=True,
-                    timeout=PAGE_TIMEOUT_S,
-                    check=False,
-                )
-                assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+                run_command(settings, *words)
             executed.append(line)
     assert len(executed) > 15, "the page has lost its commands"

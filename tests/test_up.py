@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections import deque
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
+from harness.processes import COMMAND, ModuleProcess, start_module
 from harness.waiting import PATIENCE_S
 from nodestate import Reader
 from nodestate.agent.sources.simulated import SimulatedFleet
@@ -24,20 +22,21 @@ from nodestate.model import Receipt
 from nodestate.model.orders import Answer, Build
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str) -> ModuleProcess:
     """Start the command in a process of its own, because of its memory:// broker and its signal handlers."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("NODESTATE_")}
-    env["NODESTATE_STATE_DIR"] = str(folder)
-    command = [sys.executable, "-m", "nodestate.cli", "up", *words]
-    return subprocess.Popen(  # noqa: S603
-        command, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return start_module(COMMAND, ["up", *words], {"NODESTATE_STATE_DIR": str(folder)}, folder=folder)
+
+
+def end_of(process: ModuleProcess) -> tuple[str, str]:
+    """Wait for its end; returns its stdout and its stderr."""
+    out, err = process.communicate(timeout=PATIENCE_S)
+    return out.decode(), err.decode()
 
 
 def test_all_designs_agree_with_each_other_and_with_the_agents(tmp_path: Path) -> None:
     """The claim of ``make demo``, at its size: every view has all nodes and this host, as their agents report them."""
     process = start(tmp_path, "--nodes", "1000", "--rate", "300", "--seconds", "9", "--json")
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = end_of(process)
 
     assert process.returncode == 0, err
     result = json.loads(out)
@@ -79,7 +78,7 @@ def test_embedded_agents_carry_out_orders(cell: str) -> None:
 
 def test_without_a_terminal_one_line_a_second_and_a_summary_are_printed(tmp_path: Path) -> None:
     process = start(tmp_path, "--nodes", "20", "--seconds", "3")
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = end_of(process)
 
     assert process.returncode == 0, err
     lines = out.splitlines()
@@ -94,10 +93,10 @@ def test_without_a_terminal_one_line_a_second_and_a_summary_are_printed(tmp_path
 def test_signal_ends_the_command_with_its_summary(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, "--nodes", "20")
     assert process.stdout is not None
-    assert " events/s " in process.stdout.readline()
-    assert " events/s " in process.stdout.readline()
+    assert b" events/s " in process.stdout.readline()
+    assert b" events/s " in process.stdout.readline()
     process.send_signal(number)
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = end_of(process)
 
     assert process.returncode == 0, err
     assert "Traceback" not in err
@@ -108,7 +107,7 @@ def test_single_design_is_compared_with_the_agents_only(tmp_path: Path) -> None:
     (tmp_path / "nodestate.toml").write_text('designs = ["journal"]\nread_design = "journal"\n')
     words = ["--log-level", "info", "--log-format", "json"]
     process = start(tmp_path, "--nodes", "20", "--seconds", "2", "--json", *words)
-    out, err = process.communicate(timeout=PATIENCE_S)
+    out, err = end_of(process)
 
     assert process.returncode == 0, err
     result = json.loads(out)
