@@ -32,7 +32,7 @@ PRELOADED: Final = (
     "nodestate.scheduling.scheduler",
     "nodestate.store.memcached",
 )
-"""Modules that the server imports beside those of all commands: what commands import when they run."""
+"""Modules that the server imports in addition to all commands: commands import them when they run."""
 REQUEST_BYTES: Final = 1 << 17
 """Longest request; most of it is the environment."""
 STREAMS_COUNT: Final = 3
@@ -145,7 +145,7 @@ class ForkServer:
 
     @staticmethod
     def is_possible() -> bool:
-        """True on Linux, which has what the server uses."""
+        """True on Linux: the server uses its system calls."""
         return hasattr(os, "pidfd_open") and hasattr(socket, "SOCK_SEQPACKET")
 
     def start(
@@ -159,7 +159,7 @@ class ForkServer:
         stdout: int | IO[bytes] = subprocess.PIPE,
         stderr: int | IO[bytes] | None = subprocess.PIPE,
     ) -> ForkedProcess:
-        """Run ``python -m MODULE WORDS`` in a new process; the streams are as those of ``subprocess.Popen``."""
+        """Run ``python -m MODULE WORDS`` in a new process; the streams are given as to ``subprocess.Popen``."""
         theirs: list[int] = []
         mine: list[IO[bytes] | None] = []
         for stream, asked in enumerate((stdin, stdout, stderr)):
@@ -208,7 +208,7 @@ class ForkServer:
 
 
 class _Job(NamedTuple):
-    """What a forked process is to run."""
+    """The work of a forked process."""
 
     module: str
     words: list[str]
@@ -239,7 +239,7 @@ def _serve(requests: socket.socket) -> _Job | None:
                 pid, ended = children.pop(descriptor)
                 poller.unregister(descriptor)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-                with suppress(BrokenPipeError):  # nobody waits for it
+                with suppress(BrokenPipeError):  # its starter has ended
                     os.write(ended, str(code).encode())
                 os.close(ended)
                 os.close(descriptor)

@@ -58,7 +58,7 @@ def start_module(
     Args:
         module: The module.
         words: Its arguments.
-        settings: nodestate's settings; those of this process do not apply.
+        settings: nodestate's settings, which replace the settings of this process.
         folder: Where it runs; None: where this process runs.
         stdin: As for ``subprocess.Popen``.
         stdout: As for ``subprocess.Popen``.

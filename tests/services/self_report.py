@@ -1,4 +1,4 @@
-"""A process that prints what it is: arguments, input, environment, folder, session and open descriptors."""
+"""A process that describes itself: arguments, input, environment, folder, session and open descriptors."""
 
 from __future__ import annotations
 
