@@ -230,6 +230,14 @@ def servers_of(url: str) -> tuple[str, ...]:
     return tuple(server[1] + (server[2] or ":11211") for server in servers if server is not None)
 
 
+def _similar_to(name: str) -> str:
+    """Return a clause about the setting whose name is most similar; empty if none is."""
+    import difflib  # noqa: PLC0415  only for an error
+
+    close = difflib.get_close_matches(name, Config.__struct_fields__, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 def load(
     flags: Mapping[str, Any] | None = None,
     *,
@@ -266,8 +274,9 @@ def load(
         name = name.removesuffix("_file") if is_file else name
         if name not in Config.__struct_fields__:
             raise ConfigError(
-                f"{source}: there is no setting {name!r}; give one of {', '.join(Config.__struct_fields__)}, or a file "
-                f"by {', '.join(f'{secret}_file' for secret in SECRET_SETTINGS)}"
+                f"{source}: there is no setting {name!r}{_similar_to(name)}; give one of "
+                f"{', '.join(Config.__struct_fields__)}, or a file by "
+                f"{', '.join(f'{secret}_file' for secret in SECRET_SETTINGS)}"
             )
         if name in given:
             raise ConfigError(f"{given[name]} and {source} both give the setting {name}: remove one of them")

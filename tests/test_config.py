@@ -196,3 +196,8 @@ def test_a_settings_file_in_another_encoding_is_refused_by_its_path(tmp_path: Pa
     path.write_bytes(b'state_dir = "/srv/caf\xe9"\n')
     with pytest.raises(ConfigError, match=r"latin-1\.toml is not UTF-8"):
         load(environ={}, file=path)
+
+
+def test_a_mistyped_setting_is_named_with_the_one_that_is_most_similar() -> None:
+    with pytest.raises(ConfigError, match=r"'auth_event' \(did you mean auth_events\?\)"):
+        load(environ={"NODESTATE_AUTH_EVENT": "require"})

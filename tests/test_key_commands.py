@@ -21,13 +21,15 @@ from nodestate.agent.agent import Agent
 from nodestate.agent.sources import FullState
 from nodestate.auth.key_file import locked_directories, read_cell_keys, read_keys, write_keys
 from nodestate.auth.keys import CellKeys, NodeKeys
+from nodestate.auth.message_auth import OrderAuth, open_keyring
 from nodestate.broker import KombuCourier, KombuSink
 from nodestate.cli import main
 from nodestate.cli.doctor.findings import FAIL, OK, WARN
 from nodestate.cli.doctor.signature_checks import examine_signatures
 from nodestate.config import Config
+from nodestate.errors import BadEventError, ConfigError
 from nodestate.model import NodeRecord, Report, fold
-from nodestate.model.orders import Answer, End
+from nodestate.model.orders import Answer, End, bad_order, encode
 from nodestate.ports import SystemClock
 from tests.cell_keys import new_cell_keys, with_revoked, written
 
@@ -205,6 +207,24 @@ def waiting(write: Callable[..., None]) -> Callable[..., None]:
         write(path, *args, **options)
 
     return written_under_lock
+
+
+def test_the_answer_to_an_unsigned_order_names_the_missing_settings_and_no_node_twice() -> None:
+    order = End(id="order-1", node="n1", instance="a", reply_to="queue")
+    with pytest.raises(BadEventError) as refused:
+        OrderAuth("require").check_order(order, encode(order))
+    refusal = bad_order(encode(order), refused.value)
+    assert refusal is not None
+    _, answer = refusal
+    text = "the order has no signature; give the sender auth_orders and its keys_file"
+    assert (answer.refused, answer.detail) == ("unsigned", text)
+
+
+def test_a_process_that_needs_the_file_of_the_cell_is_not_told_of_the_file_of_a_node() -> None:
+    for setting, of_nodes in (("auth_store", False), ("auth_orders", True)):
+        with pytest.raises(ConfigError, match="nodestate key init") as missing:
+            open_keyring(Config(), setting, "require")
+        assert ("key node" in str(missing.value)) is of_nodes
 
 
 # -- doctor ---------------------------------------------------------------------------------------

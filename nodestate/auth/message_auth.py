@@ -92,7 +92,10 @@ class MessageAuth:
         key = self._keyring.signing_key(self._purpose, node)
         if key is None:
             if self._mode != "accept":
-                self._log_once(node, "there is no key of this node, so its messages are not signed")
+                self._log_once(
+                    node,
+                    "messages are not signed: keys_file has no key of this node, or its keys are revoked",
+                )
             return body
         return add_signature(body, key.id, Mac(key.key), self._label)
 
@@ -132,7 +135,9 @@ class MessageAuth:
     def _accept_unsigned(self, node: str) -> None:
         """Count an unsigned message. Raises ``BadEventError`` if it must be refused."""
         if self._mode == "require":
-            raise BadEventError("unsigned", f"{node}: the {self._kind} has no signature; give the sender its keys_file")
+            setting = "auth_events" if self._purpose in (EVENTS, HANDOVERS) else "auth_orders"
+            detail = f"{node}: the {self._kind} has no signature; give the sender {setting} and its keys_file"
+            raise BadEventError("unsigned", detail)
         if self._mode == "warn":
             revoked = self._keyring is not None and self._keyring.is_revoked(node)
             if self._remembers and (node in self._signers or revoked):
@@ -255,8 +260,8 @@ def open_keyring(config: Config, setting: str, mode: str, clock: Clock | None = 
     if mode == "off" or (mode == "accept" and not config.keys_file):
         return None
     if not config.keys_file:
+        command = "nodestate key init" if setting == "auth_store" else "nodestate key init' or 'nodestate key node"
         raise ConfigError(
-            f"{setting} is {mode}, so this process needs keys: set keys_file to the file that 'nodestate key init' or "
-            "'nodestate key node' wrote"
+            f"{setting} is {mode}, so this process needs keys: set keys_file to the file that '{command}' wrote"
         )
     return Keyring(config.keys_file, config.cell, clock or SystemClock())

@@ -222,10 +222,14 @@ def bad_order(body: bytes, error: BadEventError) -> tuple[str, Answer] | None:
         return None
     if not address.reply_to:
         return None
-    detail = str(error)[:MAX_DETAIL_CHARS]
-    refused = _REFUSED_SIGNATURES.get(error.reason, "bad-order")
+    refused = _REFUSED_SIGNATURES.get(error.reason)
+    detail = error.detail.removeprefix(f"{address.node}: ") if refused else str(error)  # both are in the answer already
     return address.reply_to, Answer(
-        id=address.id, node=address.node, instance=address.instance, refused=refused, detail=detail
+        id=address.id,
+        node=address.node,
+        instance=address.instance,
+        refused=refused or "bad-order",
+        detail=detail[:MAX_DETAIL_CHARS],
     )
 
 

@@ -113,8 +113,8 @@ def _event_findings(config: Config, answers: _Answers, nodes: list[str]) -> list
         node = min(answers.refused)
         says = f"{len(answers.refused):,} of {all_agents} sign wrongly, for example {answers.refused[node]}"
         advice = (
-            "consumers refuse their events: write the keys of these nodes again with 'nodestate key node NODE', unless "
-            "you revoked them"
+            "consumers refuse their events: write the keys of these nodes again with 'nodestate key node NODE'. If you "
+            "revoked them, stop the agents; 'nodestate key rotate' comes before new keys of such a node"
         )
         findings.append(Finding(FAIL, "signatures", says + more, advice))
     if answers.unsigned:
@@ -151,8 +151,8 @@ def _order_findings(config: Config, answers: _Answers) -> list[Finding]:
     if answers.refused_orders:
         says = f"{_counts_text(answers.refused_orders)} because of their signatures since they started"
         advice = (
-            "give each scheduler the keys_file of the cell. If all have it, another program sends orders: find it by "
-            "the connections and bindings that the broker shows, and take its login away"
+            "give each scheduler the keys_file of the cell and auth_orders. If all have them, another program sends "
+            "orders: find it by the connections and bindings that the broker shows, and take its login away"
         )
         findings.append(Finding(WARN, "orders", f"agents refused {says}", advice))
     if not findings:
@@ -226,7 +226,8 @@ def _tag_findings(
         nodes = ", ".join(f"{node} ({untagged[node]:,})" for node in most)
         says = f"{sum(untagged.values()):,} of {of_all} have no valid tag of a scheduler, for example on {nodes}"
         advice = (
-            "if these instances are on these nodes, run 'nodestate retag --adopt'; mode require believes none of them"
+            "if these instances are on these nodes, run 'nodestate retag --adopt', which says if one needs the "
+            "name of its node; mode require believes none of them"
         )
         level = {"require": FAIL, "warn": WARN}.get(config.auth_orders, OK)  # until then, no scheduler needs them
         findings.append(Finding(level, "tags", says, advice if level != OK else ""))

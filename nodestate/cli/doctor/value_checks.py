@@ -56,7 +56,10 @@ def _read(server: ClaimStore, names: Sequence[str]) -> None:
 def _findings(values: ValueAuth) -> Iterator[Finding]:
     counts = values.counts
     all_values = count_text(counts.signed + counts.unsigned + counts.refused, "stored value")
-    again = "owners of partitions write them again within seconds, and a scheduler claim records after its start"
+    again = (
+        "owners of partitions write them again within seconds, and a scheduler claim records after its start, as each "
+        "'nodestate boot' does"
+    )
     if counts.refused:
         reason = BAD_SIGNATURE if BAD_SIGNATURE in counts.examples else UNSIGNED
         says = f"{counts.refused:,} of {all_values} are refused, for example {counts.examples[reason]}: {reason}"
