@@ -46,7 +46,7 @@ from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, DeadLetterError, UnconfirmedError
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
 from nodestate.model.orders import Answer, End, Order
-from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Delivery, Resync, Sink, Source, SystemClock
+from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Delivery, RefusedDelivery, Resync, Sink, Source, SystemClock
 from nodestate.testing import ManualClock
 
 Opened = Callable[..., Any]
@@ -308,7 +308,7 @@ def test_a_dead_letter_has_the_body_and_the_reason(config: Config, opened: Opene
     _publish(sink, b"\xff not an event", partition=1)
     [delivery] = _receive(source, 1)
     before = int(time.time())
-    source.dead_letter(delivery, "undecodable", "byte 0: " + "x" * 5_000)
+    source.dead_letter([RefusedDelivery(delivery, "undecodable", "byte 0: " + "x" * 5_000)])
     [letter] = read_dead_letters(config, 10)
     assert (letter.body, letter.reason, letter.partition) == (b"\xff not an event", "undecodable", 1)
     assert letter.detail.startswith("byte 0: xxx")
@@ -322,7 +322,7 @@ def test_dead_lettering_a_message_does_not_ack_it(config: Config, opened: Opened
     source, sink = opened(KombuSource(config, [0])), opened(KombuSink(config))
     _publish(sink, b"bad")
     [delivery] = _receive(source, 1)
-    source.dead_letter(delivery, "wrong-type", "")
+    source.dead_letter([RefusedDelivery(delivery, "wrong-type", "")])
     source.close()
     assert _bodies(_receive(source, 1)) == [b"bad"]
 
@@ -1091,14 +1091,14 @@ def test_markers_flow_while_the_dead_letter_queue_is_deleted_or_full(
         )
         channel.queue_bind(dead, dead, "dead")
     with pytest.raises(DeadLetterError, match=r"full" if lost == "room" else r"declared again"):
-        source.dead_letter(delivery, "wrong-type", "")
+        source.dead_letter([RefusedDelivery(delivery, "wrong-type", "")])
     source.send_marker(0, b"marker")
     assert _bodies(_receive(source, 1)) == [b"marker"]
     if lost == "room":
         channel.queue_delete(dead)
         with pytest.raises(DeadLetterError):
-            source.dead_letter(delivery, "wrong-type", "")
-    source.dead_letter(delivery, "wrong-type", "")
+            source.dead_letter([RefusedDelivery(delivery, "wrong-type", "")])
+    source.dead_letter([RefusedDelivery(delivery, "wrong-type", "")])
     assert [letter.body for letter in read_dead_letters(rabbit_config, 10)] == [b"bad"]
 
 

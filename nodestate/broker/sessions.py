@@ -197,8 +197,11 @@ class ConsumerSession(TransportSession, Protocol):
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Ack deliveries of this session."""
 
-    def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
-        """Publish a message to the dead-letter queue and wait until the broker has it. Raises ``DeadLetterError``."""
+    def dead_letter(self, letters: Sequence[tuple[bytes, Mapping[str, object]]]) -> int:
+        """Publish messages, each with headers, to the dead-letter queue, and wait until the broker has them.
+
+        Returns how many of the first ones are in the queue. Raises ``DeadLetterError`` if not even the first one is.
+        """
 
     def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:
         """Publish a marker message to a partition's queue, unconfirmed."""

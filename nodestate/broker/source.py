@@ -10,7 +10,7 @@ from nodestate.broker.connector import SessionHolder, open_session
 from nodestate.broker.sessions import CellSession, ConsumerSession
 from nodestate.broker.topology import BEGAN_S, MAX_DETAIL_CHARS
 from nodestate.config import Config
-from nodestate.ports import ACTIVATION, Clock, Delivery, SystemClock
+from nodestate.ports import ACTIVATION, Clock, Delivery, RefusedDelivery, SystemClock
 
 
 class KombuSource:
@@ -77,20 +77,25 @@ class KombuSource:
         with self._sessions.use() as session:
             session.send_marker(partition, body)
 
-    def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
-        """Publish the message to the dead-letter queue and wait until the broker has it. Does not ack the message.
+    def dead_letter(self, refused: Sequence[RefusedDelivery]) -> int:
+        """See ``ports.Source``. Raises ``BrokerUnavailableError`` if the session is over.
 
-        Headers: ``reason``, ``detail``, ``partition`` and ``at`` (seconds since 1970). Raises ``DeadLetterError`` if
-        only the way to the dead-letter queue is blocked, and ``BrokerUnavailableError`` if the session is over.
+        Headers: ``reason``, ``detail``, ``partition`` and ``at`` (seconds since 1970).
         """
-        headers = {
-            "reason": reason,
-            "detail": detail[:MAX_DETAIL_CHARS],
-            "partition": delivery.partition,
-            "at": int(self._clock.time()),
-        }
+        letters: list[tuple[bytes, dict[str, object]]] = [
+            (
+                one.delivery.body,
+                {
+                    "reason": one.reason,
+                    "detail": one.detail[:MAX_DETAIL_CHARS],
+                    "partition": one.delivery.partition,
+                    "at": int(self._clock.time()),
+                },
+            )
+            for one in refused
+        ]
         with self._sessions.use() as session:
-            session.dead_letter(delivery.body, headers)
+            return session.dead_letter(letters)
 
     def close(self) -> None:
         """Close the connection; unacked messages are delivered again. The next ``receive`` reconnects."""

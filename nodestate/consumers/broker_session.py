@@ -20,7 +20,7 @@ from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.transition_log import TransitionLog
 from nodestate.consumers.watermarks import Watermarks
 from nodestate.errors import BadEventError, BrokerUnavailableError
-from nodestate.ports import Clock, Delivery, Source
+from nodestate.ports import Clock, Delivery, RefusedDelivery, Source
 
 RECONNECT_PAUSE_S: Final = 0.2
 """Pause after a failed receive."""
@@ -97,26 +97,23 @@ class BrokerSession:
         else:
             self._stats.acked += len(deliveries)
 
-    def dead_letter(self, delivery: Delivery, error: BadEventError) -> bool:
-        """Publish a refused message to the dead-letter queue.
+    def dead_letter(self, refused: Iterable[tuple[Delivery, BadEventError]]) -> int:
+        """Publish refused messages to the dead-letter queue.
 
         Returns:
-            True if the broker confirmed the dead letter. The caller then acknowledges the refused message. False if the
-            session ended. All partitions are dropped then, and the broker delivers the refused message again.
+            How many of the first ones the broker confirmed; the caller acknowledges these. 0 if the session ended. All
+            partitions are dropped then, and the broker delivers the refused messages again.
 
         Raises:
-            DeadLetterError: if the dead-letter queue cannot take a message now. The session goes on, and the caller
-                tries again later.
+            DeadLetterError: if the dead-letter queue cannot take the first message now. The session goes on, and the
+                caller tries again later.
         """
-        detail = error.detail
-        if delivery.cut_from:
-            detail += f"; the first {len(delivery.body):,} of {delivery.cut_from:,} bytes are kept"
+        letters = [RefusedDelivery(delivery, error.reason, _detail(delivery, error)) for delivery, error in refused]
         try:
-            self._source.dead_letter(delivery, error.reason, detail)
+            return self._source.dead_letter(letters)
         except BrokerUnavailableError as unavailable:
             self._end(unavailable)
-            return False
-        return True
+            return 0
 
     def send_watermarks(self, now: float) -> bool:
         """Send a watermark message through the queue of each owned partition.
@@ -170,3 +167,10 @@ class BrokerSession:
         """End the session after a failed call: drop all partitions."""
         self.count_failure(error)
         self._owned.drop_all()
+
+
+def _detail(delivery: Delivery, error: BadEventError) -> str:
+    """Return why a message is refused, and how much of it is kept."""
+    if not delivery.cut_from:
+        return error.detail
+    return f"{error.detail}; the first {len(delivery.body):,} of {delivery.cut_from:,} bytes are kept"

@@ -10,6 +10,7 @@ nothing more of that partition, and its views age; all other partitions go on.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, Final
 
 from nodestate.consumers.broker_session import BrokerSession
@@ -23,10 +24,12 @@ from nodestate.ports.backoff import DoublingPause
 DEAD_LETTER_RETRY_S: Final = 1.0
 """Pause before the next try after the broker did not take a dead letter. It doubles with each further failure."""
 MAX_DEAD_LETTER_PAUSE_S: Final = 2.0
-MAX_SEND_S: Final = 0.1
-"""Seconds in one step of the consumer after which no further dead letter is sent. The confirm of each may take tens of
-milliseconds, and a publisher may send thousands of messages that are refused.
+MAX_LETTERS_COUNT: Final = 100
+"""Most dead letters that are published before their confirms are waited for: the broker writes them to disk together.
+A confirm of each alone took 6 ms, so 20,000 refused messages of one partition held up its events for two minutes.
 """
+MAX_SEND_S: Final = 0.1
+"""Seconds in one step of the consumer after which no further dead letters are sent, because events wait meanwhile."""
 
 
 class DeadLetters:
@@ -49,11 +52,13 @@ class DeadLetters:
         """No dead letter is sent before this time, in monotonic seconds. It lies ahead only after a failure."""
         self._pause = DoublingPause(DEAD_LETTER_RETRY_S, MAX_DEAD_LETTER_PAUSE_S)
         """Gives the pause after each failure."""
+        self._count = 1
+        """How many dead letters are published next. After a failure this is 1, as the same ones are published again."""
         self._last_number = -1
         """Number of the partition whose dead letter was sent last."""
 
     def send_due(self) -> None:
-        """Publish refused messages to the dead-letter queue, with the reason, and then acknowledge each.
+        """Publish refused messages to the dead-letter queue, with the reason, and then acknowledge them.
 
         Each partition has its turn. Stops after ``MAX_SEND_S``, because events wait meanwhile; the next step goes on.
         If the dead-letter queue cannot take a message, the remaining messages are tried after a pause that doubles.
@@ -64,25 +69,28 @@ class DeadLetters:
         while waiting := [partition for partition in self._owned if partition.refused]:
             for partition in sorted(waiting, key=lambda one: (one.number <= self._last_number, one.number)):
                 self._last_number = partition.number
-                if not self._send_one(partition) or self._clock.monotonic() - now >= MAX_SEND_S:
+                if not self._send_some(partition) or self._clock.monotonic() - now >= MAX_SEND_S:
                     return
 
-    def _send_one(self, partition: OwnedPartition) -> bool:
-        """Publish and acknowledge the first refused message of a partition.
+    def _send_some(self, partition: OwnedPartition) -> bool:
+        """Publish and acknowledge the first refused messages of a partition, at most ``_count`` of them.
 
-        Returns False if the dead-letter queue did not take the message, or if the session with the broker ended.
+        Returns False if the dead-letter queue took none of them, or if the session with the broker ended.
         """
-        delivery, error = partition.refused[0]
         try:
-            if not self._session.dead_letter(delivery, error):
-                return False
+            count = self._session.dead_letter(islice(partition.refused, self._count))
         except DeadLetterError as refusal:
+            self._count = 1
             self._transitions.failing("dead letters", str(refusal))
             self._due_at = self._clock.monotonic() + self._pause.lengthen()
             return False
-        partition.refused.popleft()
+        if not count:
+            return False
+        sent = [partition.refused.popleft() for _ in range(count)]
+        self._count = min(2 * self._count, MAX_LETTERS_COUNT)
         self._pause.reset()
         self._transitions.recovered("dead letters")
-        self._log.warning("dead letter", partition=partition.number, reason=error.reason, detail=error.detail)
-        self._session.acknowledge([delivery])
+        for _, error in sent:
+            self._log.warning("dead letter", partition=partition.number, reason=error.reason, detail=error.detail)
+        self._session.acknowledge([delivery for delivery, _ in sent])
         return self._owned.owns(partition)

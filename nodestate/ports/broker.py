@@ -63,6 +63,16 @@ class Resync:
     """Name of a queue. Agents then send only their version there, as a heartbeat, and publish no report."""
 
 
+class RefusedDelivery(NamedTuple):
+    """A message that a consumer refused."""
+
+    delivery: Delivery
+    reason: str
+    """A frozen word, see ``BadEventError``."""
+    detail: str
+    """The reason for people."""
+
+
 class Source(Protocol):
     """A consumer's input of messages. Methods raise ``BrokerUnavailableError``; the next call reconnects."""
 
@@ -76,11 +86,12 @@ class Source(Protocol):
     def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Acknowledge deliveries. Those of an earlier session are skipped: the broker delivers them again."""
 
-    def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
-        """Publish the message to the dead-letter queue, with the reason in a header, and wait for the confirm.
+    def dead_letter(self, refused: Sequence[RefusedDelivery]) -> int:
+        """Publish messages to the dead-letter queue, with their reasons in headers, and wait for the confirms.
 
-        This does not acknowledge the delivery. Raises ``DeadLetterError`` if the dead-letter queue cannot take the
-        message now and the session goes on.
+        This does not acknowledge the deliveries. Returns how many of the first ones are in the queue; the caller tries
+        the others again. Raises ``DeadLetterError`` if the dead-letter queue cannot take the first message now and the
+        session goes on.
         """
 
     def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:

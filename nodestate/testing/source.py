@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from nodestate.errors import BrokerUnavailableError, DeadLetterError
-from nodestate.ports import ACTIVATION, Delivery
+from nodestate.ports import ACTIVATION, Delivery, RefusedDelivery
 from nodestate.testing.queues import MemoryDeadLetter, MemoryMessage
 
 if TYPE_CHECKING:  # the broker makes its connections
@@ -96,16 +96,18 @@ class MemorySource:
                 assert isinstance(delivery.tag, int)
                 self._unacked[delivery.partition].pop(delivery.tag)
 
-    def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
-        """Add the message to the broker's ``dead_letters``. Does not ack it.
+    def dead_letter(self, refused: Sequence[RefusedDelivery]) -> int:
+        """Add messages to the broker's ``dead_letters``, until its ``dead_letter_limit`` is reached. Does not ack them.
 
-        Raises ``DeadLetterError`` if the broker's ``dead_letter_limit`` is reached.
+        Returns how many were added. Raises ``DeadLetterError`` if none was.
         """
         self._ensure_connected()
-        limit = self._broker.dead_letter_limit
-        if limit is not None and len(self._broker.dead_letters) >= limit:
+        letters, limit = self._broker.dead_letters, self._broker.dead_letter_limit
+        taken = refused if limit is None else refused[: max(0, limit - len(letters))]
+        if refused and not taken:
             raise DeadLetterError(self._broker.name, "the dead-letter queue is full")
-        self._broker.dead_letters.append(MemoryDeadLetter(delivery.partition, delivery.body, reason, detail))
+        letters += [MemoryDeadLetter(one.partition, one.body, reason, detail) for one, reason, detail in taken]
+        return len(taken)
 
     def close(self) -> None:
         """Leave; unacked messages go back to their queues. The next ``receive`` reconnects."""

@@ -11,7 +11,17 @@ import pytest
 
 from harness.waiting import PATIENCE_S, wait_until
 from nodestate.errors import BrokerUnavailableError
-from nodestate.ports import ACTIVATION, QUEUE_BEGAN, AgentInbox, Delivery, Resync, ResyncSender, Sink, Source
+from nodestate.ports import (
+    ACTIVATION,
+    QUEUE_BEGAN,
+    AgentInbox,
+    Delivery,
+    RefusedDelivery,
+    Resync,
+    ResyncSender,
+    Sink,
+    Source,
+)
 
 PARTITIONS = 4
 OTHER = 3
@@ -238,10 +248,18 @@ class BrokerContract:
         bench.publish({2: [b"bad"]})
         source = bench.source()
         [event] = bench.take(source, 1)
-        source.dead_letter(event, "bad_type", "usage.VCPU: want a number")
+        assert source.dead_letter([RefusedDelivery(event, "bad_type", "usage.VCPU: want a number")]) == 1
         eventually(lambda: bench.broker.dead_letters() == [(2, b"bad", "bad_type", "usage.VCPU: want a number")])
         source.close()
         assert [again.body for again in bench.take(bench.source(), 1)] == [b"bad"]
+
+    def test_dead_letters_that_are_published_together_keep_their_sequence(self, bench: BrokerBench) -> None:
+        bodies = [b"bad %d" % number for number in range(10)]
+        bench.publish({2: bodies})
+        source = bench.source()
+        refused = [RefusedDelivery(one, "bad_type", "") for one in bench.take(source, len(bodies))]
+        assert source.dead_letter(refused) == len(bodies)
+        eventually(lambda: [letter[1] for letter in bench.broker.dead_letters()] == bodies)
 
     def test_a_consumer_of_empty_queues_gets_an_activation_message_from_each(self, bench: BrokerBench) -> None:
         """Otherwise an owner would not know of its partition before the first event."""

@@ -36,6 +36,7 @@ from nodestate.ports import (
     Item,
     NodeRow,
     Put,
+    RefusedDelivery,
     Resync,
     Store,
     StoreRole,
@@ -367,9 +368,9 @@ class MortalSource:
             raise Crash
         self.inner.ack(deliveries)
 
-    def dead_letter(self, delivery: Delivery, reason: str, detail: str) -> None:
+    def dead_letter(self, refused: Sequence[RefusedDelivery]) -> int:
         """See ``ports.Source``."""
-        self.inner.dead_letter(delivery, reason, detail)
+        return self.inner.dead_letter(refused)
 
     def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:
         """See ``ports.Source``."""

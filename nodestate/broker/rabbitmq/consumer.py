@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import amqp
@@ -153,10 +153,10 @@ class RabbitConsumerSession:
             for tag in singly:
                 consumed.channel.basic_ack(tag, multiple=False)
 
-    def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
+    def dead_letter(self, letters: Sequence[tuple[bytes, Mapping[str, object]]]) -> int:
         """See ``ConsumerSession``."""
         try:
-            self._publisher.dead_letter(body, headers)
+            return self._publisher.dead_letter(letters)
         except BrokerUnavailableError as error:  # of the second connection: deliveries go on
             raise DeadLetterError(self._config.broker_safe, error.cause) from error
 

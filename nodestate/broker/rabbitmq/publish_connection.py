@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import amqp
@@ -24,7 +25,7 @@ FIRST_PAUSE_S: Final = 1.0
 """Pause after the first failure to connect or publish; each further failure doubles it."""
 MAX_PAUSE_S: Final = 30.0
 CONFIRM_S: Final = 1.0
-"""Longest wait for the confirm of a dead letter. Deliveries and marker messages wait meanwhile."""
+"""Longest wait for the confirms of one call. Deliveries and marker messages wait meanwhile."""
 
 _FAILURES: Final[tuple[type[BaseException], ...]] = (*RabbitConnection.errors, BrokerUnavailableError)
 
@@ -61,7 +62,7 @@ class PublishConnection:
         self._confirms = Confirms()
         """Dead letters that are not yet confirmed."""
         self._returned = False
-        """True if the last dead letter came back, because no queue takes it."""
+        """True if one of the last dead letters came back, because no queue takes it."""
         self._pause = DoublingPause(FIRST_PAUSE_S, MAX_PAUSE_S)
         """Pause after a failure."""
         self._retry_at = clock.monotonic()
@@ -77,17 +78,19 @@ class PublishConnection:
             if not connection.blocked:
                 send_marker(connection.control, self._topology.queue(partition), body)
 
-    def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
-        """Publish a dead letter and wait for the confirm, for ``CONFIRM_S`` at most.
+    def dead_letter(self, letters: Sequence[tuple[bytes, Mapping[str, object]]]) -> int:
+        """Publish dead letters, each with its headers, and wait for the confirms, for ``CONFIRM_S`` at most.
 
-        Raises ``DeadLetterError`` if the broker took no dead letter now, and ``BrokerUnavailableError`` if the
-        connection failed. In both cases deliveries go on; after the former, marker messages do too.
+        Returns how many of the first ones are in the queue. Raises ``DeadLetterError`` if the broker took not even the
+        first one now, and ``BrokerUnavailableError`` if the connection failed. In both cases deliveries go on; after
+        the former, marker messages do too.
         """
         with self._dropped_on_failure():
             connection = self._connected()
-            refusal = connection.blocked or self._publish_confirmed(connection, body, dead_letter_message(headers))
-        if refusal:
+            count, refusal = (0, connection.blocked) if connection.blocked else self._publish(connection, letters)
+        if not count and letters:
             raise DeadLetterError(self._config.broker_safe, refusal)
+        return count
 
     def beat(self) -> None:
         """Keep the connection alive. Call at least twice within each heartbeat."""
@@ -130,29 +133,35 @@ class PublishConnection:
         self._returned = True
         self._confirms.returned(body)
 
-    def _publish_confirmed(self, connection: RabbitConnection, body: bytes, message: Any) -> str:
-        """Publish a dead letter. Returns the reason for which it is not in its queue; empty if it is."""
-        answers: list[bool] = []
+    def _publish(
+        self, connection: RabbitConnection, letters: Sequence[tuple[bytes, Mapping[str, object]]]
+    ) -> tuple[int, str]:
+        """Publish dead letters, and wait for the confirms.
+
+        Returns how many of the first ones are in the queue, and the reason for which the next one is not.
+        """
+        answers: dict[int, bool] = {}
         self._returned = False
+        fault = ""
         try:
-            publish(self._channel, self._topology.dead, DEAD_KEY, body, message)
-            self._confirms.sent(answers.append, body)
+            for number, (body, headers) in enumerate(letters):
+                publish(self._channel, self._topology.dead, DEAD_KEY, body, dead_letter_message(headers))
+                self._confirms.sent(partial(answers.__setitem__, number), body)
             deadline = self._clock.monotonic() + CONFIRM_S
-            while not answers:
+            while len(answers) < len(letters) and not fault:
                 if connection.blocked or not connection.pump(max(0.0, deadline - self._clock.monotonic())):
-                    return (
-                        connection.blocked or f"{self._topology.dead} did not confirm a message within {CONFIRM_S:g} s"
-                    )
+                    fault = connection.blocked or f"{self._topology.dead} confirmed nothing within {CONFIRM_S:g} s"
         except amqp.ChannelError as error:  # the exchange was deleted, so the broker closed the channel
             self._open_channel(connection)
             RabbitQueues(connection).declare_shared(self._topology)
-            return f"{error}; exchange and queue are declared again"
-        if answers[0]:
-            return ""
-        if self._returned:
-            RabbitQueues(connection).declare_shared(self._topology)
-            return f"queue {self._topology.dead} was deleted; it is declared again"
-        return f"queue {self._topology.dead} refused a message; it is full: read and purge it"
+            fault = f"{error}; exchange and queue are declared again"
+        count = next((number for number in range(len(letters)) if not answers.get(number)), len(letters))
+        if not fault and count < len(letters):
+            fault = f"queue {self._topology.dead} refused a message; it is full: read and purge it"
+            if self._returned:
+                RabbitQueues(connection).declare_shared(self._topology)
+                fault = f"queue {self._topology.dead} was deleted; it is declared again"
+        return count, fault
 
     @contextmanager
     def _dropped_on_failure(self) -> Iterator[None]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import structlog
 
@@ -95,9 +95,11 @@ class VirtualConsumerSession:
             self.connection.ack(delivery.tag)
             self._outstanding[delivery.partition] -= 1
 
-    def dead_letter(self, body: bytes, headers: dict[str, Any]) -> None:
+    def dead_letter(self, letters: Sequence[tuple[bytes, Mapping[str, object]]]) -> int:
         """See ``ConsumerSession``."""
-        self.connection.send(self._topology.dead, DEAD_KEY, body, headers=headers)
+        for body, headers in letters:
+            self.connection.send(self._topology.dead, DEAD_KEY, body, headers=headers)
+        return len(letters)
 
     def send_marker(self, partition: int, body: bytes = ACTIVATION) -> None:
         """See ``ConsumerSession``."""
