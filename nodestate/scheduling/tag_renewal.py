@@ -147,7 +147,10 @@ class TagRenewals:
         names, rows = self._session.fleet.names, self._session.fleet.instances.reporting_rows(instance)
         others = [names[other] for other in rows if other != row and (not nodes or names[other] in nodes)]
         if others:
-            return f"{others[0]} reports it, too; if it is on {names[row]}, run 'nodestate retag {names[row]} --adopt'"
+            return (
+                f"it is also reported by {others[0]}; if it is on {names[row]}, run 'nodestate retag {names[row]} "
+                "--adopt'"
+            )
         return ""
 
     def _send(self, renewals: list[_Renewal], timeout_s: float) -> tuple[int, list[LeftAllocation]]:

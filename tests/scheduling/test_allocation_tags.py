@@ -272,7 +272,7 @@ def test_an_operator_adopts_instances_from_before_the_cell_had_secrets_and_belie
     assert [left.instance for left in renew().left] == ["a", "b", "b"]
     adopted = renew(adopt=True)
     assert (adopted.renewed_count, [left.node for left in adopted.left]) == (1, ["n1", "n2"])
-    assert "n2 reports it, too" in adopted.left[0].reason
+    assert "it is also reported by n2" in adopted.left[0].reason
     assert "'nodestate retag n1 --adopt'" in adopted.left[0].reason
     assert renew(["n1"], adopt=True).renewed_count == 1
     cell.run_for(2.0)

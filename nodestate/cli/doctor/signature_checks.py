@@ -25,7 +25,7 @@ from nodestate.broker import collect_census
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.config import Config
 from nodestate.designs.connections import open_claims
-from nodestate.errors import BadEventError, ConfigError, CorruptItemError
+from nodestate.errors import BadEventError, ConfigError, CorruptItemError, StoreError
 from nodestate.model import Event, Heartbeat
 from nodestate.ports import Resync, SystemClock
 from nodestate.scheduling.order_ids import order_id_of
@@ -168,11 +168,16 @@ def _counts_text(counts: Mapping[str, int]) -> str:
 
 
 def examine_refused_answers(config: Config) -> list[Finding]:
-    """Return a finding if schedulers refused answers to orders not long ago, see ``RefusedAnswers``."""
+    """Return a finding if schedulers refused answers to orders not long ago, see ``RefusedAnswers``.
+
+    Returns none if the store does not answer, as the doctor says so in another finding.
+    """
     servers = open_claims(config, SystemClock(), value_auth(config, SystemClock()))
     key = keys.refused_answers(config.cell)
     try:
         refused = REFUSED_ANSWERS.find(key, servers[0].fetch([key]).get(key))
+    except StoreError:
+        return []
     finally:
         for server in servers:
             server.close()
