@@ -34,6 +34,7 @@ from nodestate.designs.reader import Reader
 from nodestate.errors import NodestateError
 from nodestate.scheduling import Booted, Request, Scheduler
 from nodestate.scheduling.fleet_refresh import HEARTBEATS_COUNT
+from nodestate.view.view import View
 from tests.rollout_page import commands_of, settings_of, steps_of
 
 HEARTBEAT_S: Final = 5.0
@@ -101,7 +102,17 @@ class ReadingThread(ServiceThread):
                 self.largest_age_s = max(self.largest_age_s, view.age)
                 missing = (view.stale | view.incomplete) - self.ignored
                 if missing:
-                    self.stale.append(f"view {self.views}, {view.age:.1f} s old: {sorted(missing)[:3]}")
+                    self.stale.append(self._described(view, sorted(missing)[:3]))
+
+    def _described(self, view: View, names: Sequence[str]) -> str:
+        """Return which nodes a view doubts, and why."""
+        records = {name: view.nodes.record(name) for name in names}
+        doubts = [
+            f"{name} is {'incomplete' if name in view.incomplete else 'stale'}"
+            + (f" at {record.version}, wanted {record.wanted}" if record is not None else "")
+            for name, record in records.items()
+        ]
+        return f"view {self.views} at {time.time():.1f}, {view.age:.1f} s old: {'; '.join(doubts)}"
 
 
 class SchedulingThread(ServiceThread):
