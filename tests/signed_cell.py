@@ -310,11 +310,16 @@ class SignedCell:
         for consumer in self.consumers if place == "consumers" else ():
             self._restart(consumer)
             self.wait_until_ok(but=("stored values", "control record"))
+            wait_until(self._has_heard_all, "nodes are silent after a restart of a consumer")
         for agent in self.agents if place == "agents" else ():
             before = self._incarnations(agent)
             self._restart(agent)
             reports = partial(self._have_begun_again, agent, before)
             wait_until(reports, f"{agent.name} does not report its nodes")
+
+    def _has_heard_all(self) -> bool:
+        """A new owner counts a sign of life only after its first watermark. Two restarts at once would add up."""
+        return not self._reader.read(max_age=PATIENCE_S, node_max_age=2 * HEARTBEAT_S, on_stale="flag").stale
 
     def _restart(self, service: Service) -> None:
         self._count(service)
