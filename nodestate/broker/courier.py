@@ -50,8 +50,6 @@ class KombuCourier:
         """Answers that arrived and are not yet returned."""
         self.bad_answers = 0
         """Number of answers that could not be decoded, came from another node's agent, or have no valid signature."""
-        self._told_count = 0
-        """How many of these ``refused_answers`` has returned."""
         self._refusal = ""
         """Why the last one was refused."""
 
@@ -86,8 +84,7 @@ class KombuCourier:
 
     def refused_answers(self) -> tuple[int, str]:
         """See ``ports.Courier``."""
-        count, self._told_count = self.bad_answers - self._told_count, self.bad_answers
-        return count, self._refusal
+        return self.bad_answers, self._refusal
 
     def close(self) -> None:
         """Close the connection; answers on their way are lost. Using the courier again reconnects."""

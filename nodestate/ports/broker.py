@@ -224,7 +224,7 @@ class Courier(Protocol):
         """
 
     def refused_answers(self) -> tuple[int, str]:
-        """Return how many answers were refused since the last call, and why the last one was, for people."""
+        """Return how many answers were refused so far, and why the last one was, for people."""
 
     def close(self) -> None:
         """Close the connection; answers on their way are lost."""

@@ -75,7 +75,7 @@ class Session:
         self._reconciler = Reconciler(self.fleet, self.claim_table, config.claim_ttl_s)  # finds unfinished operations
         # The last error of ``try_refresh``; None after a successful refresh.
         self._stale_error: StaleViewError | None = None
-        self._refused_answers_count = 0  # answers that were refused and are not in the record of the cell
+        self._recorded_answers_count = 0  # refused answers that are in the record of the cell
         self._upkeep_at = 0.0  # the time of the next upkeep, in monotonic seconds
 
     @property
@@ -278,13 +278,12 @@ class Session:
         """Add the answers that were refused since the last upkeep to the record that ``nodestate doctor`` reads."""
         if self._orders is None:
             return
-        more, reason = self._orders.refused_answers()
-        self._refused_answers_count += more
-        if self._refused_answers_count:
-            steps = add_refused_answers(self.config.cell, self._refused_answers_count, self.name, reason)
+        count, reason = self._orders.refused_answers()
+        if count > self._recorded_answers_count:
+            steps = add_refused_answers(self.config.cell, count - self._recorded_answers_count, self.name, reason)
             with suppress(StoreError):  # it is tried again
-                run_one(next(iter(self.claim_table.servers)), steps)
-                self._refused_answers_count = 0
+                if run_one(next(iter(self.claim_table.servers)), steps):
+                    self._recorded_answers_count = count
 
     def _repair(self, orders: OrderTracker, now: float) -> None:
         """Finish operations that another scheduler left unfinished, as the last view shows them.

@@ -128,7 +128,7 @@ def are_terms_of(terms: tuple[TermStart, ...], first: int, head: Head) -> bool:
         and terms[0].offset <= first
         and terms[-1].offset <= head.next
         and terms[-1].term <= head.term
-        and (len(terms) == 1 or all(a.offset <= b.offset and a.term <= b.term for a, b in pairwise(terms)))
+        and all(a.offset <= b.offset and a.term <= b.term for a, b in pairwise(terms))
     )
 
 

@@ -37,8 +37,10 @@ class RefusedAnswers(msgspec.Struct, frozen=True, array_like=True):
 REFUSED_ANSWERS: Final = Codec(RefusedAnswers)
 
 
-def add_refused_answers(cell: str, count: int, scheduler: str, reason: str) -> Steps[None]:
-    """Add answers to the record of a cell. Does nothing if others change the record at each try, or the store is full.
+def add_refused_answers(cell: str, count: int, scheduler: str, reason: str) -> Steps[bool]:
+    """Add answers to the record of a cell.
+
+    Returns False if the store is full, or if other schedulers changed the record at each try.
 
     Args:
         cell: the name of the cell.
@@ -55,4 +57,5 @@ def add_refused_answers(cell: str, count: int, scheduler: str, reason: str) -> S
         put, cas = (Put.CAS, item.cas) if item is not None else (Put.ADD, 0)
         [written] = (yield Step(write=[Write(put, key, value, cas, KEPT_S)])).written
         if written.status in (WriteStatus.STORED, WriteStatus.FULL):
-            return
+            return written.status is WriteStatus.STORED
+    return False

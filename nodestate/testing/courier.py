@@ -33,8 +33,6 @@ class MemoryCourier:
         """Answers that arrived and are not yet returned."""
         self.bad_answers = 0
         """Number of answers that could not be decoded, or whose signature is missing or wrong."""
-        self._told_count = 0
-        """How many of these ``refused_answers`` has returned."""
         self._refusal = ""
         """Why the last one was refused."""
         self._auth = auth or OrderAuth()
@@ -71,8 +69,7 @@ class MemoryCourier:
 
     def refused_answers(self) -> tuple[int, str]:
         """See ``ports.Courier``."""
-        count, self._told_count = self.bad_answers - self._told_count, self.bad_answers
-        return count, self._refusal
+        return self.bad_answers, self._refusal
 
     def close(self) -> None:
         """Close the connection; answers on their way are lost."""

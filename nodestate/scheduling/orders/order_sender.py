@@ -58,7 +58,7 @@ class OrderSender:
         return self._courier.reply_to
 
     def refused_answers(self) -> tuple[int, str]:
-        """Return how many answers the courier refused since the last call, and why the last one was."""
+        """Return how many answers the courier refused so far, and why the last one was, for people."""
         return self._courier.refused_answers()
 
     def can_answer(self, order: Order) -> bool:

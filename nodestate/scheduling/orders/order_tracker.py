@@ -71,7 +71,7 @@ class OrderTracker:
         self.boots.accept_answers(answers)
 
     def refused_answers(self) -> tuple[int, str]:
-        """Return how many answers were refused since the last call, and why the last one was, for people."""
+        """Return how many answers were refused so far, and why the last one was, for people."""
         return self._sender.refused_answers()
 
     def on_fleet_advanced(self) -> None:
