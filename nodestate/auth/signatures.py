@@ -35,7 +35,8 @@ class Mac:
     """HMAC-SHA256 (RFC 2104) with one key, for many messages.
 
     HMAC hashes the key before each message. Here the key is hashed once, and each message continues from a copy. So a
-    code takes 0.6 us. By ``hmac.digest`` it takes 1.5 us, and consumers would be noticeably slower.
+    code for 430 bytes takes 0.6 us. By ``hmac.digest`` it takes 1.5 us (both by ``timeit``), and consumers would be
+    noticeably slower.
 
     Args:
         key: the key, at most as long as a block of SHA-256.

@@ -26,7 +26,8 @@ DEAD_LETTER_RETRY_S: Final = 1.0
 MAX_DEAD_LETTER_PAUSE_S: Final = 2.0
 MAX_LETTERS_COUNT: Final = 100
 """Most dead letters that are published before their confirms are waited for: the broker writes them to disk together.
-A confirm of each alone took 6 ms, so 20,000 refused messages of one partition held up its events for two minutes.
+
+If each confirm was waited for alone, thousands of refused messages would hold up the events of their partition.
 """
 MAX_SEND_S: Final = 0.1
 """Seconds in one step of the consumer after which no further dead letters are sent, because events wait meanwhile."""

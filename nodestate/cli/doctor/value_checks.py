@@ -57,8 +57,8 @@ def _findings(values: ValueAuth) -> Iterator[Finding]:
     counts = values.counts
     all_values = count_text(counts.signed + counts.unsigned + counts.refused, "stored value")
     again = (
-        "owners of partitions write them again within seconds, and a scheduler claim records after its start, as each "
-        "'nodestate boot' does"
+        "owners of partitions write them again within seconds, and a running scheduler claim records within a minute, "
+        "as each 'nodestate boot' does at its start"
     )
     if counts.refused:
         reason = BAD_SIGNATURE if BAD_SIGNATURE in counts.examples else UNSIGNED
