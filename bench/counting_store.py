@@ -45,9 +45,9 @@ class CountingStore:
         """The limit of the inner store."""
         return self._inner.max_value_bytes
 
-    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         """See ``ports.Store``."""
-        return self._inner.fetch(keys)
+        return self._inner.fetch(keys, values_only=values_only)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``. Refused writes count as well, because their bytes were sent."""

@@ -19,9 +19,9 @@ class CountingStore(MemoryStore):
         super().__init__(server)
         self.calls: list[tuple[str, int]] = []
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[str], *, values_only: bool = False) -> dict[str, Item]:
         self.calls.append(("fetch", len(keys)))
-        return super().fetch(keys)
+        return super().fetch(keys, values_only=values_only)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         self.calls.append(("write", len(writes)))

@@ -319,10 +319,10 @@ def key_change_at(cell: SignedCell, moment: int) -> Iterator[None]:
             cell.ring.change(BOTH)
         return write(writes)
 
-    def at_fetch(names: Sequence[Key]) -> dict[Key, Item]:
+    def at_fetch(names: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         if next(calls) == moment:
             cell.ring.change(BOTH)
-        return fetch(names)
+        return fetch(names, values_only=values_only)
 
     cell.server.write, cell.server.fetch = at_write, at_fetch  # type: ignore[method-assign]  # of this server alone
     yield

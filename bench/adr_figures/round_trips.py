@@ -36,9 +36,9 @@ class _RoundTripCounter:
     def max_value_bytes(self) -> int:
         return self._inner.max_value_bytes
 
-    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         self.calls += 1
-        return self._inner.fetch(keys)
+        return self._inner.fetch(keys, values_only=values_only)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         self.calls += 1

@@ -62,7 +62,7 @@ class JournalReader:
         names: list[str] = []
         incomplete: list[str] = []
         while parts := list(islice(left, MAX_FETCH_PARTS_COUNT)):
-            reply = yield Step(fetch=parts)
+            reply = yield Step(fetch=parts, values_only=True)
             for key in parts:
                 block = _block_of(key, reply.items.get(key))
                 if block is None:
@@ -82,7 +82,7 @@ class JournalReader:
                 for offset in range(table.offset, until)
             ]
             if not all(key in items for key in wanted):
-                items = (yield Step(fetch=wanted)).items
+                items = (yield Step(fetch=wanted, values_only=True)).items
             table, missing = _fold_segments(table, wanted, items)
             if missing:
                 return Loaded(table, missing)
@@ -113,18 +113,21 @@ def _fold_segment(
     """
     changed: dict[int, NodeRecord] = {}
     new: dict[str, int] = {}
-    slots, size = table.slots, table.size
+    slots, size, held, decode = table.slots, table.size, table.rows, table.decode
     try:
-        for event in map(parse_event, segment):
-            slot = slots.get(event.node)
-            if slot is None or slot >= size:
-                slot = fresh.get(event.node)
-                if slot is None:
-                    slot = new.setdefault(event.node, size + len(fresh) + len(new))
-            before = changed.get(slot) or rows.get(slot) or (table.at(slot) if slot < size else None)
-            folded = fold(before, event)
-            assert folded.record is not None
-            changed[slot] = folded.record
+        for raw in segment:
+            event = parse_event(raw)
+            name = event.node
+            slot = slots.get(name, size)
+            if slot >= size:
+                slot = fresh[name] if name in fresh else new.setdefault(name, size + len(fresh) + len(new))
+            before = changed.get(slot) or rows.get(slot)
+            if before is None and slot < size:
+                row = held[slot]
+                before = decode(row) if isinstance(row, bytes) else row
+            after = fold(before, event).record
+            assert after is not None
+            changed[slot] = after
     except (CorruptItemError, BadEventError) as error:
         DAMAGE.report(key, f"its events cannot follow the state before: {error}")
         return False

@@ -17,6 +17,7 @@ and lost on their way. An event that is not newer than the record is a duplicate
 from __future__ import annotations
 
 import enum
+from itertools import repeat
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -71,7 +72,8 @@ def fold(record: NodeRecord | None, event: Event) -> Folded:
             and record is not None
             and event.generation == record.generation + 1
             and event.incarnation == record.incarnation
-            and record.live
+            and not record.gone
+            and record.rest  # as ``record.live``
         ):
             return _changed(record, event)
         have = record.version if record is not None else NEVER
@@ -119,7 +121,7 @@ def _changed(record: NodeRecord, event: Change) -> Folded:
             raise BadEventError("too-large", f"usage of more than {MAX_CLASSES_COUNT} resource classes")
         if not known.issuperset(amounts):
             return _merged(record, event, normalize_patch(event.patch))
-        columns = columns[: len(columns) // 2] + pack_half(*[amounts.get(name, 0) for name in names])
+        columns = columns[: len(columns) // 2] + pack_half(*map(amounts.get, names, repeat(0)))
         usage = _encode(amounts)
     if patch.metrics is not UNSET:
         measures = _decode_map(metrics or _EMPTY_MAP) | patch.metrics
@@ -213,8 +215,10 @@ def _applied(
         raise BadEventError("too-large", f"a state of {size:,} bytes; at most {MAX_STATE_BYTES:,} are allowed")
     incarnation, generation = event.incarnation, event.generation
     wanted_incarnation, wanted_generation = incarnation, generation
-    if record is not None and record.incomplete and record.wanted > event.version:
-        wanted_incarnation, wanted_generation = record.wanted
+    if record is not None:
+        wanted, in_incarnation = record.wanted_generation, record.wanted_incarnation
+        if in_incarnation > incarnation or (in_incarnation == incarnation and wanted > generation):
+            wanted_incarnation, wanted_generation = in_incarnation, wanted
     return Folded(
         NodeRecord(
             record.name if record is not None else event.node,  # all records of a node share one string

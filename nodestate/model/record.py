@@ -56,9 +56,8 @@ class Heading(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def incomplete(self) -> bool:
         """True while a newer version is known to exist than the one that the record holds."""
-        if self.wanted_incarnation != self.incarnation:
-            return self.wanted_incarnation > self.incarnation
-        return self.wanted_generation > self.generation
+        wanted = self.wanted_incarnation
+        return wanted > self.incarnation or (wanted == self.incarnation and self.wanted_generation > self.generation)
 
 
 class NodeRecord(Heading, frozen=True, array_like=True, gc=False):

@@ -99,7 +99,7 @@ class SnapshotReader:
         index = self._index
         if to_fetch is None:
             index = section.index
-            reply = yield Step(fetch=index_keys(self._prefix, head.epoch, section.index))
+            reply = yield Step(fetch=index_keys(self._prefix, head.epoch, section.index), values_only=True)
             try:
                 to_fetch = self._from_index(head.epoch, section, reply.items, table)
             except KeyError as error:
@@ -112,9 +112,12 @@ class SnapshotReader:
         size, known, appeared = base.size, base.names, to_fetch.appeared
         for at in range(0, len(slots), MAX_FETCH_COUNT):
             some = slots[at : at + MAX_FETCH_COUNT]
-            names = [known[slot] if slot < size else appeared[slot - size] for slot in some]
+            if appeared:
+                names = [known[slot] if slot < size else appeared[slot - size] for slot in some]
+            else:
+                names = list(map(known.__getitem__, some))
             wanted = [begin + name for name in names]
-            reply = yield Step(fetch=wanted)
+            reply = yield Step(fetch=wanted, values_only=self._cas_ids is None)
             _accept(head, some, names, to_fetch.stamps, wanted, reply.items, fetched)
         # Items with a newer stamp than the head's belong to a commit that the head does not name so far. They are valid
         # only if their owner still owned the partition when it wrote them: the next owner may have taken over without
@@ -184,11 +187,12 @@ class SnapshotReader:
         A node is skipped if this reader has its item with the stamp that the ring gives it, or with a newer one. The
         result is ``to_fetch`` itself.
         """
-        held = self.stamps
-        to_fetch.appeared.extend(one.name for one in section.appeared if one.offset >= offset)
+        held, size, stamps = self.stamps, len(self.stamps), to_fetch.stamps
+        if section.appeared:
+            to_fetch.appeared.extend(one.name for one in section.appeared if one.offset >= offset)
         for slot, stamp in ring_after(section, offset).items():
-            if slot >= len(held) or held[slot] < stamp:
-                to_fetch.stamps[slot] = stamp
+            if slot >= size or held[slot] < stamp:
+                stamps[slot] = stamp
         return to_fetch
 
     def _apply(self, head: Head, base: Table, to_fetch: _NodesToFetch, fetched: _FetchedItems) -> Loaded:
@@ -205,16 +209,16 @@ class SnapshotReader:
         Returns:
             The result of ``load``, with the table at the offset of the head.
         """
-        stamps = self.stamps
+        stamps, new_stamps = self.stamps, to_fetch.stamps
         stamps.extend([UNKNOWN] * (base.size + len(to_fetch.appeared) - len(stamps)))
         for slot in fetched.rows:
-            stamps[slot] = to_fetch.stamps[slot]
+            stamps[slot] = new_stamps[slot]
         for slot, stamp in fetched.ahead.items():
             stamps[slot] = stamp
         if self._cas_ids is not None and fetched.cas_ids is not None:
             self._cas_ids.update(fetched.cas_ids)
         self.ahead = set(fetched.ahead)
-        self.unread = {slot: to_fetch.stamps[slot] for slot in fetched.unread}
+        self.unread = {slot: new_stamps[slot] for slot in fetched.unread}
         for slot, name in fetched.unread.items():
             fetched.incomplete.append(name)
             if slot >= base.size:
@@ -225,8 +229,11 @@ class SnapshotReader:
 
 def _require_slots(to_fetch: _NodesToFetch, size: int) -> None:
     """Raise ``CorruptItemError`` unless the new slots follow ``size``, one for each new name."""
+    appeared = len(to_fetch.appeared)
+    if not appeared and max(to_fetch.stamps, default=-1) < size:
+        return
     new = [slot for slot in to_fetch.stamps if slot >= size]
-    if len(new) != len(to_fetch.appeared) or (new and max(new) >= size + len(new)):
+    if len(new) != appeared or max(new) >= size + appeared:
         raise CorruptItemError("a ring whose new slots do not match its new nodes")
 
 
@@ -254,16 +261,16 @@ def _accept(
     """
     epoch, rows, cas_ids, sizes = head.epoch, fetched.rows, fetched.cas_ids, column_bytes
     first_of_term = stamp_of(head.term, 0)
-    for slot, name, key, stored in zip(slots, names, wanted, NODE.find_all(wanted, items), strict=True):
-        if stored is None or stored.slot != slot or stored.epoch != epoch:
+    for slot, name, key, stored in zip(slots, names, wanted, NODE.find_each(wanted, items), strict=True):
+        if stored is None:
             fetched.unread[slot] = name
             continue
         record, stamp = stored.record, stored.stamp
-        if len(record.columns) != sizes[record.classes]:
-            DAMAGE.report(key, "a record without the columns of its classes")
+        if (stored.epoch, stored.slot, record.name) != (epoch, slot, name):
             fetched.unread[slot] = name
             continue
-        if record.name != name:
+        if len(record.columns) != sizes[record.classes]:
+            DAMAGE.report(key, "a record without the columns of its classes")
             fetched.unread[slot] = name
             continue
         if stamp != stamps[slot]:
@@ -271,9 +278,8 @@ def _accept(
                 fetched.unread[slot] = name
                 continue
             fetched.ahead[slot] = stamp
-        item = items[key]
-        rows[slot] = item.value
+        rows[slot] = items[key].value
         if record.incomplete:
             fetched.incomplete.append(name)
         if cas_ids is not None:
-            cas_ids[slot] = item.cas
+            cas_ids[slot] = items[key].cas

@@ -49,9 +49,9 @@ class Breaker:
         """See ``ports.Store``."""
         return self._guarded(lambda: self._inner.max_value_bytes)
 
-    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         """See ``ports.Store``."""
-        return self._guarded(lambda: self._inner.fetch(keys))
+        return self._guarded(lambda: self._inner.fetch(keys, values_only=values_only))
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``."""

@@ -128,12 +128,14 @@ def are_terms_of(terms: tuple[TermStart, ...], first: int, head: Head) -> bool:
         and terms[0].offset <= first
         and terms[-1].offset <= head.next
         and terms[-1].term <= head.term
-        and all(a.offset <= b.offset and a.term <= b.term for a, b in pairwise(terms))
+        and (len(terms) == 1 or all(a.offset <= b.offset and a.term <= b.term for a, b in pairwise(terms)))
     )
 
 
 def term_of(terms: tuple[TermStart, ...], offset: int) -> int:
     """The term that wrote the commit ``offset``."""
+    if terms[-1].offset <= offset:  # nearly always
+        return terms[-1].term
     return next(start.term for start in reversed(terms) if start.offset <= offset)
 
 

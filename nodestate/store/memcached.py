@@ -138,16 +138,17 @@ class MemcachedStore:
         with self._whole_replies():
             return self._item_max_bytes - ITEM_OVERHEAD_BYTES - MAX_KEY_BYTES
 
-    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         """See ``ports.Store``."""
         if not keys:
             return {}
         names = item_keys(keys)
         check_keys(names)
-        request = ("mg " + " v c t\r\nmg ".join(names) + " v c t\r\n").encode()
+        flags = " v\r\n" if values_only else " v c t\r\n"
+        request = ("mg " + f"{flags}mg ".join(names) + flags).encode()
         with self._whole_replies() as client:
             sent_at = time.monotonic()
-            asks_clock = self._clock.must_be_asked(sent_at)
+            asks_clock = not values_only and self._clock.must_be_asked(sent_at)
             requests = iter((b"stats\r\n" + request if asks_clock else request,))
             pieces = self._exchange(client.sock, requests, self._timeout_s)
             if asks_clock:  # told before the times to live, so these are of the same tick or of a later one

@@ -20,14 +20,13 @@ RECV_BYTES: Final = 256 * 1024
 TLS_RECORD_BYTES: Final = 8 * 1024
 BLOCK_BYTES: Final = 256 * 1024
 CAS_BITS: Final = 64
+_KEY_CHARACTERS: Final = bytes(range(33, 127))
 
 
 def check_keys(keys: Sequence[str]) -> None:
     """Assert that the protocol cannot misread a key; that would be a mistake in ``keys.py``."""
-    joined = " ".join(keys)
-    assert joined.isascii(), "keys are ASCII"
-    assert joined.isprintable(), "keys are printable"
-    assert joined.count(" ") == len(keys) - 1, "keys are without spaces"
+    others = " ".join(keys).encode().translate(None, _KEY_CHARACTERS)
+    assert others == b" " * (len(keys) - 1), f"keys are of printable ASCII characters without spaces, not {others!r}"
     assert "" not in keys, "keys are not empty"
     assert max(map(len, keys)) <= MAX_KEY_BYTES, "keys fit memcached"
 
@@ -107,35 +106,43 @@ def exchange_tls(sock: ssl.SSLSocket, requests: Iterator[bytes], timeout_s: floa
         sock.settimeout(timeout_s)
 
 
-_VALUE: Final = re.compile(rb"VA (\d+) c(\d+) t(-?\d+)\r\n")
+_VALUE: Final = re.compile(rb"VA (\d+)(?: c(\d+) t(-?\d+))?\r\n")
 _MISS: Final = b"EN\r\n"
 
 
 def parse_items(keys: Sequence[str], pieces: Iterator[bytes], life: int = 0) -> dict[Key, Item]:
-    """Parse one reply per key: size, CAS id and time to live before the value, or a miss."""
+    """Parse one reply per key: a miss, or the size before the value, with CAS id and time to live if asked for."""
     items: dict[Key, Item] = {}
     reply, at = b"", 0
+    received = 0  # length of ``reply``
     head_of = _VALUE.match
-    for key in keys:
-        while (head := head_of(reply, at)) is None and not reply.startswith(_MISS, at):
+    for key in keys:  # each refresh of a reader spends much of its processor time in this loop
+        head = head_of(reply, at)
+        while head is None and not reply.startswith(_MISS, at):
             if reply.find(b"\n", at) >= 0:
                 raise ValueError(f"unexpected reply {reply[at : at + 80]!r} to mg")
             reply, at = reply[at:] + next(pieces), 0
+            received = len(reply)
+            head = head_of(reply, at)
         if head is None:
             at += len(_MISS)
             continue
         size, cas, ttl = head.groups()
         start = head.end()
         end = start + int(size)
-        if len(reply) < end + 2:
-            parts, missing = [reply[start:]], end + 2 - len(reply)
+        at = end + 2
+        if at > received:
+            parts, missing = [reply[start:]], at - received
             while missing > 0:
                 parts.append(next(pieces))
                 missing -= len(parts[-1])
-            reply, start, end = b"".join(parts), 0, end - start
-        items[key] = Item(reply[start:end], life | int(cas), None if ttl == b"-1" else int(ttl))
-        at = end + 2
-    if at != len(reply):
+            reply, start, end, at = b"".join(parts), 0, end - start, at - start
+            received = len(reply)
+        if cas is None:
+            items[key] = Item(reply[start:end], 0, None)
+        else:
+            items[key] = Item(reply[start:end], life | int(cas), None if ttl == b"-1" else int(ttl))
+    if at != received:
         raise ValueError("more replies than requests")
     return items
 

@@ -96,7 +96,7 @@ class MemoryServer:
         # Held during each call, because connections of several threads share the server.
         self._lock = threading.Lock()
 
-    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         """See ``ports.Store``."""
         with self._lock:
             self._check_running()
@@ -106,7 +106,7 @@ class MemoryServer:
                 if entry is not None:
                     self._entries.move_to_end(key)
                     ttl_s = None if entry.expires_at is None else entry.expires_at - self._tick()
-                    items[key] = Item(entry.value, entry.cas, ttl_s)
+                    items[key] = Item(entry.value, 0, None) if values_only else Item(entry.value, entry.cas, ttl_s)
             return items
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
@@ -257,15 +257,15 @@ class MemoryStore:
         """The largest value that the server accepts."""
         return self.server.max_value_bytes
 
-    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         """See ``ports.Store``."""
         if not self.server.ticks:
-            return self.server.fetch(keys)
+            return self.server.fetch(keys, values_only=values_only)
         if not self._server_clock.is_known:
             self.server.clock_stands_at = None  # the thread that accepts a connection runs the timer, too
         clock = self._clock or self.server.clock
         sent_at, said = clock.monotonic(), self.server.tick()
-        items = self.server.fetch(keys)
+        items = self.server.fetch(keys, values_only=values_only)
         lag_s = self._server_clock.observe(sent_at, clock.monotonic(), said)
         return less_time_left(items, lag_s) if lag_s else items
 

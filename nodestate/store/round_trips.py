@@ -8,6 +8,7 @@ more round trips than one. A server that does not answer fails only the partitio
 from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, TypeVar
 
 from nodestate.errors import ItemTooLargeError, NodestateError, StoreError
@@ -23,6 +24,8 @@ class Step(NamedTuple):
     write: Sequence[Write] = ()
     """Carried out in order, before the fetch."""
     fetch: Sequence[Key] = ()
+    values_only: bool = False
+    """True if the items of the fetch may lack their CAS ids and times to live."""
 
 
 class Reply(NamedTuple):
@@ -117,10 +120,10 @@ def run_one(store: Store, steps: Steps[T]) -> T:
 
 def _call(store: Store, asked: Mapping[K, Step]) -> dict[K, Reply | NodestateError]:
     writes = [write for step in asked.values() for write in step.write]
-    keys = [key for step in asked.values() for key in step.fetch]
+    keys = list(chain.from_iterable([step.fetch for step in asked.values()]))
     try:
         written = store.write(writes) if writes else []
-        items = store.fetch(keys) if keys else {}
+        items = store.fetch(keys, values_only=all(step.values_only for step in asked.values())) if keys else {}
     except ItemTooLargeError as error:
         if len(asked) == 1:
             return dict.fromkeys(asked, error)

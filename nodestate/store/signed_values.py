@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import operator
 import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -57,6 +58,10 @@ LOGGED_COUNT: Final = 1_000
 """Most unsigned values that one process logs, in mode ``warn``."""
 LACKING: Final = "lacking"
 """The reason in ``ValueCounts.examples`` for a valid value that lacks the code of a secret in force."""
+
+
+_value_of = operator.attrgetter("value")
+_is_signed = operator.methodcaller("startswith", SIGNED)
 
 
 class ValueCounts:
@@ -190,9 +195,11 @@ class ValueAuth:
         """Remove the headers without a check, because this process has no keys."""
         if self._mode != "off" and items:
             self.counts.add_unsigned(str(next(iter(items))), len(items))
-        for key in [key for key, item in items.items() if item.value.startswith(SIGNED)]:
-            item = items[key]
-            items[key] = Item(_split(item.value)[1], item.cas, item.ttl_s, outdated=True)
+        if any(map(_is_signed, map(_value_of, items.values()))):
+            for key, item in items.items():
+                headers, content = _split(item.value)
+                if headers:
+                    items[key] = Item(content, item.cas, item.ttl_s, outdated=True)
         return items
 
     def _checked(self, key: str, item: Item) -> Item:
@@ -312,9 +319,9 @@ class SignedStore:
         """See ``ports.Store``. The same in all modes, so that each value still fits after a change of the mode."""
         return self._inner.max_value_bytes - HEADERS_COUNT * HEADER_BYTES
 
-    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         """See ``ports.Store``."""
-        return self._auth.checked(self._inner.fetch(keys))
+        return self._auth.checked(self._inner.fetch(keys, values_only=values_only))
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``."""

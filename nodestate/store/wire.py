@@ -122,30 +122,26 @@ class Codec(Generic[T]):
             DAMAGE.report(key, str(error))
             return None
 
-    def find_all(self, keys: Sequence[str], items: Mapping[Key, Item]) -> list[T | None]:
-        """Decode the items of these keys, as ``find`` does for one of them.
+    def find_each(self, keys: Sequence[str], items: Mapping[Key, Item]) -> Iterator[T | None]:
+        """Decode the items of these keys one after the other, as ``find`` does for one of them.
 
-        One call for all of them, because each refresh of a reader spends much of its processor time here.
+        Each refresh of a reader spends much of its processor time here. If the caller keeps no record, the memory of
+        one is used for the next, which is faster than a list of records.
         """
-        decode, check, digest = self._decode, self._check, xxhash.xxh3_64_digest
-        found: list[T | None] = []
+        assert self._check is None, "this would have to be called for each record"
+        decode, digest, magic = self._decode, xxhash.xxh3_64_digest, _MAGIC
         for key in keys:
             item = items.get(key)
-            record = None
             if item is not None:
                 raw = item.value
                 payload = memoryview(raw)[ENVELOPE_BYTES:]
                 try:
-                    if raw[:ENVELOPE_BYTES] == _MAGIC + digest(payload):
-                        record = decode(payload)
-                        if check is not None:
-                            check(record)
+                    if raw.startswith(magic + digest(payload)):
+                        yield decode(payload)
+                        continue
                 except DECODE_ERRORS:
-                    record = None
-                if record is None:
-                    record = self.find(key, item)  # reports the damage
-            found.append(record)
-        return found
+                    pass
+            yield self.find(key, item)  # reports the damage
 
 
 def _default_of(record_type: type, name: str) -> Any:

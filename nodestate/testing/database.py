@@ -65,9 +65,9 @@ class MemoryDatabase(MemoryServer):
         self._rows: dict[str, dict[tuple[int, int], NodeRow]] = {}
         """By prefix, then by epoch and slot."""
 
-    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         """See ``ports.Store``. The rows that a ``RowQuery`` selects are returned as one item."""
-        items = super().fetch([key for key in keys if isinstance(key, str)])
+        items = super().fetch([key for key in keys if isinstance(key, str)], values_only=values_only)
         queries = [key for key in keys if isinstance(key, RowQuery)]
         if queries and self.before_rows is not None:
             self.before_rows()

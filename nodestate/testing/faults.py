@@ -97,11 +97,11 @@ class FaultyStore:
         """The largest value that the inner store takes."""
         return self.inner.max_value_bytes
 
-    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         """See ``ports.Store``. Raises ``StoreUnavailableError`` if the plan says so."""
         if self.plan("fetch", len(keys)) is not None:
             raise StoreUnavailableError(self.name, "made to fail: fetch")
-        return self.inner.fetch(keys)
+        return self.inner.fetch(keys, values_only=values_only)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``.

@@ -13,7 +13,8 @@ from typing import Final, Self
 from nodestate.model import NodeRecord
 
 CHUNK_SLOTS: Final = 32
-GROUP_SLOTS: Final = 32 * CHUNK_SLOTS
+GROUP_CHUNKS: Final = 32
+GROUP_SLOTS: Final = GROUP_CHUNKS * CHUNK_SLOTS
 
 Row = NodeRecord | bytes
 """A node: its record, or the bytes from the store, which stay encoded until the record is needed."""
@@ -36,8 +37,7 @@ class ChunkedList:
     def of(cls, rows: Sequence[Row] = ()) -> Self:
         """A list of these rows."""
         chunks = [list(rows[at : at + CHUNK_SLOTS]) for at in range(0, len(rows), CHUNK_SLOTS)]
-        per_group = GROUP_SLOTS // CHUNK_SLOTS
-        return cls([chunks[at : at + per_group] for at in range(0, len(chunks), per_group)], len(rows))
+        return cls([chunks[at : at + GROUP_CHUNKS] for at in range(0, len(chunks), GROUP_CHUNKS)], len(rows))
 
     def __getitem__(self, slot: int) -> Row:
         return self.groups[slot // GROUP_SLOTS][slot % GROUP_SLOTS // CHUNK_SLOTS][slot % CHUNK_SLOTS]
@@ -56,25 +56,26 @@ class ChunkedList:
         """A copy with these rows in their slots. Slots after the end must continue it without a hole."""
         before = self.groups
         groups, size = before.copy(), self.size
-        copied: set[int] = set()
-        for slot, row in rows.items():
-            if slot >= size:
-                continue
-            number, slot_in_group = divmod(slot, GROUP_SLOTS)
-            group = groups[number]
-            if group is before[number]:
-                group = groups[number] = group.copy()
-            at = slot // CHUNK_SLOTS
-            if at not in copied:
-                copied.add(at)
-                group[slot_in_group // CHUNK_SLOTS] = group[slot_in_group // CHUNK_SLOTS].copy()
-            group[slot_in_group // CHUNK_SLOTS][slot % CHUNK_SLOTS] = row
-        new = [slot for slot in rows if slot >= size]
+        old, new = rows, []
+        if max(rows, default=-1) >= size:
+            new = sorted(slot for slot in rows if slot >= size)
+            assert new == list(range(size, size + len(new))), f"{new[:3]} leave a hole after {size}"
+            old = {slot: row for slot, row in rows.items() if slot < size}
+        copies: dict[int, Chunk] = {}  # by number of the chunk; each refresh spends much time in this loop
+        for slot, row in old.items():
+            number = slot // CHUNK_SLOTS
+            chunk = copies.get(number)
+            if chunk is None:
+                group_number, at = number // GROUP_CHUNKS, number % GROUP_CHUNKS
+                group = groups[group_number]
+                if group is before[group_number]:
+                    group = groups[group_number] = group.copy()
+                chunk = group[at] = copies[number] = group[at].copy()
+            chunk[slot % CHUNK_SLOTS] = row
         if new:  # rebuild the last group and append the new rows
-            assert sorted(new) == list(range(size, size + len(new))), f"{sorted(new)[:3]} leave a hole after {size}"
             full = size // GROUP_SLOTS
             last = [row for group in groups[full:] for chunk in group for row in chunk]
-            groups[full:] = type(self).of([*last, *(rows[slot] for slot in sorted(new))]).groups
+            groups[full:] = type(self).of([*last, *(rows[slot] for slot in new)]).groups
         return type(self)(groups, size + len(new))
 
     def differing(self, before: ChunkedList | None) -> Iterator[tuple[int, Row]]:

@@ -7,15 +7,15 @@ for the whole epoch. A refresh costs as much as the changed rows, and older view
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from nodestate.errors import CorruptItemError
 from nodestate.model import NodeRecord
 from nodestate.view.chunked_list import ChunkedList, Row
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """The nodes of one partition as of a commit."""
 
     epoch: int

@@ -83,6 +83,15 @@ class StoreContract:
         assert written.status is WriteStatus.STORED
         assert store.fetch(["a", "b"]) == {"a": Item(b"1", written.cas, None)}
 
+    def test_items_are_fetched_with_their_values_only(self, store: Store) -> None:
+        """A reader of many values asks for no CAS ids and times to live; both kinds of fetch may follow each other."""
+        [written] = store.write([Write(Put.ADD, "a", b"1", ttl_s=60), Write(Put.ADD, "c", b"VA 3\r\n")])[:1]
+        found = store.fetch(["a", "b", "c"], values_only=True)
+        assert {key: item.value for key, item in found.items()} == {"a": b"1", "c": b"VA 3\r\n"}
+        again = store.fetch(["a"])["a"]
+        assert (again.value, again.cas) == (b"1", written.cas)
+        assert again.ttl_s in (59, 60)
+
     def test_add_keeps_an_existing_item(self, store: Store) -> None:
         [first] = store.write([Write(Put.ADD, "a", b"1")])
         assert store.write([Write(Put.ADD, "a", b"2")]) == [WriteResult(WriteStatus.CONFLICT)]

@@ -93,9 +93,9 @@ class FreezableServer(WitnessedServer):
     is_reply_late = False
     """Whether the reply of the next call is late."""
 
-    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         """See ``ports.Store``."""
-        reply = super().fetch(keys)
+        reply = super().fetch(keys, values_only=values_only)
         self._delay_reply()
         return reply
 
@@ -132,9 +132,9 @@ class PausingStore:
         """See ``ports.Store``."""
         return self.inner.max_value_bytes
 
-    def fetch(self, keys: Sequence[Key]) -> dict[Key, Item]:
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
         """See ``ports.Store``."""
-        return self._call(f"fetch {len(keys)}", lambda: self.inner.fetch(keys))
+        return self._call(f"fetch {len(keys)}", lambda: self.inner.fetch(keys, values_only=values_only))
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``."""

@@ -36,8 +36,8 @@ def _write_as_of_now(self: PausingStore, writes: Sequence[Write]) -> list[WriteR
     return _write(self, [write._replace(as_of=None) for write in writes])
 
 
-def _fetch_as_told(self: MemoryStore, keys: Sequence[Key]) -> dict[Key, Item]:
-    return self.server.fetch(keys)
+def _fetch_as_told(self: MemoryStore, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:
+    return self.server.fetch(keys, values_only=values_only)
 
 
 def _deadline_from_now(self: OrderDeadlines, placing: Any) -> float | None:  # noqa: ARG001 - it ignored the claim

@@ -97,9 +97,9 @@ class CrashingClaimStore(MemoryStore):
         super().__init__(server)
         self._crash_point = crash_point
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[str], *, values_only: bool = False) -> dict[str, Item]:
         self._crash_point.count_call("fetch")
-        return super().fetch(keys)
+        return super().fetch(keys, values_only=values_only)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         written = []

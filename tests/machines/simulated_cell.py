@@ -403,9 +403,9 @@ class _Wire:
         """See ``ports.Store``."""
         return self.server.max_value_bytes
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[str], *, values_only: bool = False) -> dict[str, Item]:
         """See ``ports.Store``."""
-        return self._store.fetch(keys)
+        return self._store.fetch(keys, values_only=values_only)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         """See ``ports.Store``."""

@@ -48,9 +48,9 @@ class CountingConnection(FaultyStore):
         self.limit_readings_count += 1
         return super().max_value_bytes
 
-    def fetch(self, keys: Sequence[str]) -> dict[str, Item]:
+    def fetch(self, keys: Sequence[str], *, values_only: bool = False) -> dict[str, Item]:
         self.calls.append(("fetch", len(keys)))
-        return super().fetch(keys)
+        return super().fetch(keys, values_only=values_only)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
         self.calls.append(("write", len(writes)))
