@@ -14,7 +14,7 @@ DRIVERS: Final = {"sqlite": "sqlite3", "mariadb": "pymysql", "postgres": "psycop
 DESIGN_NAMES: Final = tuple(
     name
     for design, known in DESIGNS.items()
-    if known.store_role is not StoreRole.STORE_B  # the same designs in a second store
+    if known.store_role in {StoreRole.STORE, StoreRole.SQL}  # the others are the same designs on other servers
     for name in ([f"{design}:{database}" for database in DRIVERS] if known.store_role is StoreRole.SQL else [design])
 )
 """Full names of all designs that can be measured."""

@@ -33,7 +33,16 @@ AuthMode = Annotated[str, Meta(pattern=r"\A(off|accept|warn|require)\Z")]
 Url = Annotated[str, "a URL, which may contain a password"]
 Password = Annotated[str, "a password"]
 
-DESIGN_NAMES: Final = ("journal", "snapshot", "sql", "journal_b", "snapshot_b")
+DESIGN_NAMES: Final = (
+    "journal",
+    "snapshot",
+    "sql",
+    "journal_replica",
+    "snapshot_replica",
+    "journal_b",
+    "snapshot_b",
+)
+REPLICATED_DESIGNS: Final = ("journal", "snapshot")
 LEASE_RENEWALS_COUNT: Final = 5
 """Number of renewals that may be late or lost before a head expires."""
 
@@ -76,7 +85,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     partitions: Annotated[int, Meta(ge=1, le=BUCKETS_COUNT)] = 8
     """Number of partitions of a new cell; later the control record has the number. Each has one owner at a time."""
     designs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("journal", "snapshot")
-    """The designs that consumers write, separated by commas: journal, snapshot, sql, journal_b, snapshot_b."""
+    """The designs that consumers write, separated by commas, such as journal,snapshot or sql."""
+    replicas: Annotated[int, Meta(ge=1, le=2)] = 1
+    """Number of servers of store that have each partition, for journal and snapshot. 2 needs at least two servers.
+
+    2 adds the designs journal_replica and snapshot_replica to designs. For a running cell, prepare them instead.
+    """
     read_design: str = "snapshot"
     """The design that readers read if the cell has no control record."""
     plugins: tuple[str, ...] = ("*",)
@@ -325,6 +339,14 @@ def load(
         raise ConfigError(
             f"{sources.get('designs', 'settings')}: no design {unknown[0]!r}; give one of {', '.join(DESIGN_NAMES)}"
         )
+    if config.replicas > 1:
+        if len(config.store_servers) < config.replicas:
+            raise ConfigError(
+                f"{sources.get('replicas', 'settings')}: replicas {config.replicas} needs as many memcached servers, "
+                "and store names fewer: give store=memcached://host:port,host:port"
+            )
+        more = (f"{name}_replica" for name in config.designs if name in REPLICATED_DESIGNS)
+        config = msgspec.structs.replace(config, designs=tuple(dict.fromkeys((*config.designs, *more))))
     if config.lease_s < LEASE_RENEWALS_COUNT * config.renew_s:
         raise ConfigError(
             f"{sources.get('lease_s') or sources.get('renew_s')}: lease_s {config.lease_s:g} must be at least "

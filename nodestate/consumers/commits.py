@@ -95,6 +95,7 @@ class Commits:
         now = self._clock.monotonic()
         self._join_started = False
         work: dict[DesignOfPartition, tuple[Store, Steps[None]]] = {}
+        copies: dict[DesignOfPartition, int] = {}
         for partition in self._owned:
             if not self._owned.is_due(partition.number, now):
                 continue
@@ -106,8 +107,11 @@ class Commits:
             for name in sorted(pending.unconfirmed_designs) if pending else ():
                 store = self._storage.store_of(partition.number, name)
                 work[partition.number, name] = (store, self._write(partition, name, now))
-        for (number, name), result in run(work).items():
-            self._record_result(number, name, result)
+                copies[partition.number, name] = partition.copies(name)
+        # Successes first: a replica is left behind only if the other one stored the work.
+        results = sorted(run(work).items(), key=lambda one: isinstance(one[1], NodestateError))
+        for (number, name), result in results:
+            self._record_result(number, name, result, copies[number, name])
         for partition in self._owned:
             pending = partition.pending
             if self._owned.owns(partition) and pending is not None and not pending.unconfirmed_designs:
@@ -156,12 +160,12 @@ class Commits:
             return self._storage.begin_epoch(partition, name, now)
         if name in partition.joining:
             return self._changes.join(partition, name, now)
-        status = partition.status(now)
+        status = partition.status(now, name)
         if name in partition.pending.repair:
             return partition.writers[name].repair(partition, status)
         return partition.writers[name].commit(partition.pending.batch, partition, status)
 
-    def _record_result(self, number: int, name: str, result: NodestateError | None) -> None:
+    def _record_result(self, number: int, name: str, result: NodestateError | None, copies: int) -> None:
         """Record the result of a write of one partition in one design.
 
         After a success, the pending work no longer waits for this design. If a new design could not be begun, the work
@@ -171,12 +175,14 @@ class Commits:
             number: the partition's number.
             name: the design's name.
             result: the error; None if the write succeeded.
+            copies: the number of copies that the head of the write says.
         """
         partition = self._owned.get(number)
         if partition is None or partition.pending is None:
             return
         if result is None:
             partition.lost.discard(name)
+            partition.confirm_copies(name, copies)
             if name in partition.joining:
                 partition.joining.discard(name)
                 self._changes.drop_retiring()
@@ -191,7 +197,9 @@ class Commits:
             self._joins_at = self._clock.monotonic() + JOIN_RETRY_S
             self._transitions.failing(f"begin of {name}", str(result))
         else:
-            self._failures.respond(partition, name, result)
+            self._failures.respond(
+                partition, name, result, partition.writers.keys() - partition.pending.unconfirmed_designs
+            )
 
     def _finish(self, partition: OwnedPartition) -> None:
         """Finish pending work that every design has stored.

@@ -35,6 +35,7 @@ from nodestate.consumers.owned_partitions import OwnedPartitions
 from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.partition_storage import PartitionStorage
 from nodestate.consumers.renewal import Renewal
+from nodestate.consumers.replicas import Replicas
 from nodestate.consumers.resync_requests import ResyncRequests
 from nodestate.consumers.seed_layout import SeedLayout
 from nodestate.consumers.statistics import ConsumerStats
@@ -97,8 +98,9 @@ class Consumer:
         """Receives deliveries; sends acknowledgements, dead letters and watermark messages."""
         self._storage = PartitionStorage(config, stores, owner, clock, rng, self.stats, self._log)
         """Gives the stores and the writers of the partitions."""
-        failures = StoreFailures(self._session, self._owned, self.stats, transitions, clock, self._log)
-        self._takeover = Takeover(config, self._owned, self._storage, failures, self.stats, clock, self._log)
+        replicas = Replicas(config, self._storage, self._log)
+        failures = StoreFailures(self._session, self._owned, replicas, self.stats, transitions, clock, self._log)
+        self._takeover = Takeover(config, self._owned, self._storage, replicas, failures, self.stats, clock, self._log)
         """Makes this consumer the owner of partitions."""
         self._changes = DesignChanges(config, self._owned, self._storage)
         """Begins and ends the writing of designs."""

@@ -22,6 +22,7 @@ from nodestate.consumers.handover_messages import (
 )
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import Watermarks, is_marker
+from nodestate.designs import DESIGNS
 from nodestate.errors import BadEventError, CorruptItemError
 from nodestate.model import MAX_EVENT_BYTES, Event, FoldOutcome, Heartbeat, NodeRecord, check_clock, fold, parse_event
 from nodestate.model.record import unknown_node
@@ -145,6 +146,8 @@ class OwnedPartition:
         """Designs whose epoch the store lost. A new epoch is begun for each of them."""
         self.joining: set[str] = set()
         """New designs, whose first epoch is not yet written."""
+        self.alone = ""
+        """The replica whose stored head says that it is the only one in sync, or may say so; empty if there is none."""
         self.retiring: set[str] = set()
         """Designs to be deleted as soon as another design is written. Until then they are written."""
         self.wants_repair: set[str] = set()
@@ -223,20 +226,36 @@ class OwnedPartition:
         self.backlog.extend(Delivery(self.number, body, None, 0) for body in doubt_messages(doubted))
         return [record.name for record in doubted]
 
-    def status(self, now: float) -> OwnerStatus:
-        """Return the owner's status to write into the head together with the pending work.
+    def copies(self, design: str) -> int:
+        """Return how many replicas are in sync, ``design`` included: 1 if it has no other replica or is alone."""
+        partner = DESIGNS[design].partner
+        return 2 if partner in self.writers and partner not in self.joining else 1
+
+    def confirm_copies(self, design: str, copies: int) -> None:
+        """Note that the stored head of a design says this number of copies."""
+        if self.alone == design and copies > 1:
+            self.alone = ""
+
+    def status(self, now: float, design: str) -> OwnerStatus:
+        """Return the owner's status to write into the head of a design together with the pending work.
 
         Once that work is stored, the partition has caught up to the last watermark message in it, and the status says
         so. The status has no signs of life; ``full_status`` adds them. ``now`` is in monotonic seconds.
         """
         caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
         behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
-        return OwnerStatus(math.ceil(behind_ms), self.complete, said_at=now, refused=len(self.refused))
+        return OwnerStatus(
+            math.ceil(behind_ms), self.complete, said_at=now, refused=len(self.refused), copies=self.copies(design)
+        )
 
-    def full_status(self, now: float) -> OwnerStatus:
-        """Return the status to write with a renewal: ``status``, and the age of each node's last sign of life."""
+    def ages_ms(self, now: float) -> bytes:
+        """Return the age of each node's last sign of life, as ``OwnerStatus`` has them. ``now``: monotonic seconds."""
         ages = np.minimum((now - np.array(self.heard_at, "f8")) * 1000, float(NEVER_HEARD))
-        return replace(self.status(now), ages_ms=np.ceil(ages).astype("<u4").tobytes())
+        return np.ceil(ages).astype("<u4").tobytes()
+
+    def full_status(self, now: float, design: str, ages_ms: bytes) -> OwnerStatus:
+        """Return the status to write with a renewal: ``status``, and the ages that ``ages_ms`` returned."""
+        return replace(self.status(now, design), ages_ms=ages_ms)
 
     def maintenance(self, designs: set[str], repair: frozenset[str] = frozenset()) -> Pending:
         """Make work without events: a repair for each design in ``repair``, a new epoch for the other ``designs``."""

@@ -72,7 +72,7 @@ class PartitionStorage:
         self._log.info(
             "new epoch", partition=partition.number, design=design, epoch=f"{epoch:x}", nodes=len(partition.records)
         )
-        return partition.writers[design].begin_epoch(epoch, partition, partition.status(now))
+        return partition.writers[design].begin_epoch(epoch, partition, partition.status(now, design))
 
     def follower(self, number: int, design: str) -> Follower:
         """Make a reader of the partition in a design, for a partition that this consumer does not own."""

@@ -68,23 +68,30 @@ class Renewal:
         if not self._session.send_watermarks(now):
             return
         work: dict[DesignOfPartition, tuple[Store, Steps[bool]]] = {}
+        copies: dict[DesignOfPartition, int] = {}
         for partition in self._owned:
             unconfirmed = partition.pending.unconfirmed_designs if partition.pending is not None else set()
             self._complete_if_known(partition, now)
-            status = partition.full_status(now)
+            ages_ms = partition.ages_ms(now)
             for name, writer in partition.writers.items():
                 if name not in unconfirmed | partition.joining:
+                    status = partition.full_status(now, name, ages_ms)
+                    copies[partition.number, name] = status.copies
                     work[partition.number, name] = (
                         self._storage.store_of(partition.number, name),
                         writer.renew(status),
                     )
-        for (number, name), result in run(work).items():
+        results = run(work)
+        for (number, name), result in results.items():
             renewed = self._owned.get(number)
             if renewed is None:
                 continue
             if isinstance(result, NodestateError):
-                self._failures.respond(renewed, name, result)
-            elif result:
+                stored = {design for (n, design), one in results.items() if n == number and isinstance(one, bool)}
+                self._failures.respond(renewed, name, result, stored)
+                continue
+            renewed.confirm_copies(name, copies[number, name])
+            if result:
                 self._stats.repairs += 1
                 renewed.request_repair(name)
 

@@ -31,6 +31,7 @@ from nodestate.consumers.handover import names_of
 from nodestate.consumers.owned_partitions import OwnedPartitions
 from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
+from nodestate.consumers.replicas import Replicas, trusted
 from nodestate.consumers.seed_layout import SeedLayout
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.store_failures import StoreFailures
@@ -61,6 +62,7 @@ class Takeover:
         config: Config,
         owned: OwnedPartitions,
         storage: PartitionStorage,
+        replicas: Replicas,
         failures: StoreFailures,
         stats: ConsumerStats,
         clock: Clock,
@@ -76,6 +78,8 @@ class Takeover:
         """Names the partitions to take over, and holds the partitions that were taken over."""
         self._storage = storage
         """Gives the stores and writers of the partitions."""
+        self._replicas = replicas
+        """Leaves replicas behind whose servers do not answer."""
         self._failures = failures
         """Postpones partitions whose stores failed."""
         self._stats = stats
@@ -141,7 +145,7 @@ class Takeover:
         for number, partition in new.items():
             found = {name: results[number, name] for name in partition.writers}
             failed = [result for result in found.values() if isinstance(result, NodestateError)]
-            if failed:
+            if failed and not self._replicas.take_without(partition, found):
                 self._failures.postpone(number, failed[0])
             else:
                 stored[number] = {
@@ -213,6 +217,9 @@ class Takeover:
             merged records, and those whose epoch cannot continue.
         """
         now = self._clock.monotonic()
+        known_to_be_whole = trusted(taken)
+        is_doubted = bool(taken) and not known_to_be_whole
+        taken = known_to_be_whole or taken
         newest: dict[str, NodeRecord] = {}
         heard_at: dict[str, float] = {}
         for one in sorted(taken.values(), key=lambda one: -len(one.records)):
@@ -224,17 +231,28 @@ class Takeover:
         partition.fill(list(newest.values()), heard_at)
         if taken:
             # The stores lost nodes, and with them the proof that no other owner wrote meanwhile.
-            partition.complete = any(one.complete for one in taken.values()) and not restored
+            partition.complete = any(one.complete for one in taken.values()) and not restored and not is_doubted
             # Designs that lost a node are left aside: the last events that the previous owner had taken may be events
             # of the lost node.
             behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.epoch_continues]
             partition.caught_up_at = asked_at - min(behind_ms) / 1000 if behind_ms else partition.caught_up_at
+        if is_doubted:
+            partition.unheard = {record.name for record in partition.records if not record.gone}
+            self._log.warning(
+                "only one replica of a partition could be read, and the other one may have more: all its agents are "
+                "asked for reports, and the partition is incomplete until they had time to answer",
+                partition=partition.number,
+                nodes=len(partition.records),
+            )
+        for name, one in taken.items():
+            if one.copies == 1 and name in DESIGNS and DESIGNS[name].partner in partition.writers:
+                partition.alone = name
         partition.begins_with_queue = SEED in taken
         partition.begins_empty = not partition.records
         partition.complete_after = now + self._config.settle_s
         partition.needs_full_resync = not partition.complete
         same = {name for name, one in taken.items() if one.epoch_continues and one.records == partition.records}
-        return [name for name in partition.writers if name not in same]
+        return [name for name in partition.writers if name not in same | partition.joining]
 
     def _restore_former(
         self, partition: OwnedPartition, newest: dict[str, NodeRecord], heard_at: dict[str, float]

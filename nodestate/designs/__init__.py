@@ -29,12 +29,23 @@ class Design(NamedTuple):
     """Makes the reader of one partition from the first part of the partition's keys."""
     store_role: StoreRole = StoreRole.STORE
     """The servers on which the design is stored."""
+    partner: str = ""
+    """The design that has the same content on other servers of ``store``; empty if there is none.
+
+    If both are written, a reader of either one continues with the other one while a server does not answer.
+    """
 
 
 DESIGNS: Final[dict[str, Design]] = {
-    "journal": Design(keys.JOURNAL, JournalWriter, JournalReader),
-    "snapshot": Design(keys.SNAPSHOT, SnapshotWriter, SnapshotReader),
+    "journal": Design(keys.JOURNAL, JournalWriter, JournalReader, partner="journal_replica"),
+    "snapshot": Design(keys.SNAPSHOT, SnapshotWriter, SnapshotReader, partner="snapshot_replica"),
     "sql": Design(keys.DATABASE, SqlWriter, SqlReader, StoreRole.SQL),
+    "journal_replica": Design(
+        keys.JOURNAL + keys.REPLICA, JournalWriter, JournalReader, StoreRole.REPLICA, partner="journal"
+    ),
+    "snapshot_replica": Design(
+        keys.SNAPSHOT + keys.REPLICA, SnapshotWriter, SnapshotReader, StoreRole.REPLICA, partner="snapshot"
+    ),
     "journal_b": Design(keys.JOURNAL + keys.B, JournalWriter, JournalReader, StoreRole.STORE_B),
     "snapshot_b": Design(keys.SNAPSHOT + keys.B, SnapshotWriter, SnapshotReader, StoreRole.STORE_B),
 }

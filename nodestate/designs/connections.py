@@ -42,7 +42,14 @@ def open_stores(
     """
     roles = {DESIGNS[name].store_role for name in designs}
     database = open_database(config, make_tables=make_tables) if StoreRole.SQL in roles else None
-    stores: Sequence[Store] = open_memcached(config, config.store, clock, values) if StoreRole.STORE in roles else ()
+    stores: Sequence[Store] = (
+        open_memcached(config, config.store, clock, values) if roles & {StoreRole.STORE, StoreRole.REPLICA} else ()
+    )
+    if StoreRole.REPLICA in roles and len(stores) < 2:
+        raise ConfigError(
+            "a replica needs two memcached servers: give NODESTATE_STORE=memcached://host:port,host:port, or set "
+            "replicas to 1"
+        )
     if StoreRole.STORE_B in roles and not config.store_b:
         raise ConfigError(
             "the designs journal_b and snapshot_b need the setting store_b: "
@@ -58,6 +65,7 @@ def configured(config: Config) -> list[str]:
     """Return the names of the designs for which the settings name a store outside of this process."""
     is_named = {
         StoreRole.STORE: bool(servers_of(config.store)),
+        StoreRole.REPLICA: len(servers_of(config.store)) > 1,
         StoreRole.STORE_B: bool(config.store_b and servers_of(config.store_b)),
         StoreRole.SQL: bool(config.sql),
     }

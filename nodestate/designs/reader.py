@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -15,66 +15,19 @@ from nodestate.designs.connections import configured, open_stores
 from nodestate.designs.control import Control
 from nodestate.designs.control_auth import ControlAuth, control_auth
 from nodestate.designs.control_store import fetch_record
+from nodestate.designs.followed_design import FollowedDesign
 from nodestate.designs.stored_design import StoredDesign, parse_stored_design
 from nodestate.errors import BehindError, ConfigError, NodestateError, StaleViewError
 from nodestate.model import NEVER, Receipt
 from nodestate.ports import Clock, Store, SystemClock
-from nodestate.store import keys
 from nodestate.store.round_trips import Steps, Stores, run
 from nodestate.view.columns import ColumnStore
-from nodestate.view.follower import NO_HEAD, Follower, PartitionState
+from nodestate.view.follower import NO_HEAD, PartitionState
 from nodestate.view.view import View, stale_nodes
 
 OnStale = Literal["exclude", "refuse", "flag"]
 POLL_S = 0.005
 """Seconds between two refreshes while a read waits for a view within its bounds."""
-
-
-class _FollowedDesign:
-    """The followers of all partitions of one design in one layout."""
-
-    def __init__(self, stored: StoredDesign, cell: str, stores: Stores, clock: Clock) -> None:
-        # The design and the layout that are followed.
-        self.stored = stored
-        # By partition, the error of its last refresh; a partition whose last refresh worked is missing.
-        self.errors: dict[int, NodestateError] = {}
-        letter, make_reader, role = (
-            DESIGNS[stored.design].letter,
-            DESIGNS[stored.design].reader,
-            DESIGNS[stored.design].store_role,
-        )
-        prefixes = [keys.prefix(cell, stored.partitions, p, letter) for p in range(stored.partitions)]
-        # By partition, the store from which the partition is read.
-        self.stores = [stores.of(p, role) for p in range(stored.partitions)]
-        # By partition, its follower.
-        self.followers = [
-            Follower(p, prefix, make_reader(prefix), store, clock)
-            for p, (prefix, store) in enumerate(zip(prefixes, self.stores, strict=True))
-        ]
-
-    def work(self, *, with_life: bool) -> dict[int, tuple[Store, Steps[PartitionState]]]:
-        """Return the steps of a refresh of every partition, each with the partition's store.
-
-        If ``with_life``, the refresh also fetches the nodes' signs of life.
-        """
-        return {
-            p: (store, follower.refresh(with_life))
-            for p, (store, follower) in enumerate(zip(self.stores, self.followers, strict=True))
-        }
-
-    def note_errors(self, results: Mapping[int, PartitionState | NodestateError]) -> None:
-        """Record which partitions' refresh failed, from the results of the steps of ``work``."""
-        self.errors = {p: result for p, result in results.items() if isinstance(result, NodestateError)}
-
-    @property
-    def states(self) -> tuple[PartitionState, ...]:
-        """The state of each partition. A partition whose last refresh failed is marked as lost."""
-        if not self.errors:
-            return tuple([follower.state for follower in self.followers])
-        return tuple(
-            f.state._replace(lost=str(self.errors[p])) if p in self.errors else f.state
-            for p, f in enumerate(self.followers)
-        )
 
 
 class Reader:
@@ -116,9 +69,9 @@ class Reader:
         # Held during a refresh.
         self._lock = threading.Lock()
         # The design that is read.
-        self._live = _FollowedDesign(first, config.cell, self._stores, self._clock)
+        self._live = FollowedDesign(first, config, self._stores, self._clock)
         # The design to read next, once it can replace the design that is read; None if no switch is under way.
-        self._coming: _FollowedDesign | None = None
+        self._coming: FollowedDesign | None = None
         # Checks the signatures of control records; None if the record is not read.
         self._control_auth = None if self._pinned else control_auth(config, self._clock)
         # The newest control record that was read; None if none was read.
@@ -194,6 +147,8 @@ class Reader:
             }
         results = run(work)
         live.note_errors({p: results[p] for p in range(len(live.followers))})
+        if self._has_replicas():
+            live.look_at_replicas(self._stores, with_life=with_life)
         records = [found for found in results.values() if isinstance(found, Control)]
         if auth is not None and any(isinstance(found, NodestateError) for n, found in results.items() if n < 0):
             records += self._records_elsewhere(auth)
@@ -208,6 +163,15 @@ class Reader:
             self._coming = self._open(control.reads) if control.reads != live.stored else None
         if self._coming is not None:
             self._switch_if_possible(self._coming, max_age, with_life=with_life)
+
+    def _has_replicas(self) -> bool:
+        """True if the cell writes both replicas of the design that is read, and the caller chose no design."""
+        partner = DESIGNS[self._live.stored.design].partner
+        if self._pinned or not partner:
+            return False
+        written = self._control.writes if self._control is not None else ()
+        is_written = StoredDesign(partner, self._live.stored.partitions) in written
+        return is_written and self._stores.has(DESIGNS[partner].store_role)
 
     def _records_elsewhere(self, auth: ControlAuth) -> list[Control]:
         """Return the control records in the stores that this reader does not read now.
@@ -228,7 +192,7 @@ class Reader:
         if not self._stores.has(DESIGNS[design].store_role):
             self._stores = self._stores.merged_with(open_stores(self.config, self._clock, [design]))
 
-    def _open(self, stored: StoredDesign) -> _FollowedDesign | None:
+    def _open(self, stored: StoredDesign) -> FollowedDesign | None:
         """Open a design beside the design that is read.
 
         If the settings name no store for ``stored``, logs an error and returns None. The reader then keeps reading the
@@ -236,7 +200,7 @@ class Reader:
         """
         try:
             self._reach(stored.design)
-            return _FollowedDesign(stored, self.config.cell, self._stores, self._clock)
+            return FollowedDesign(stored, self.config, self._stores, self._clock)
         except (KeyError, ConfigError) as error:
             import structlog  # noqa: PLC0415  it would take half of the time of `import nodestate`
 
@@ -245,7 +209,7 @@ class Reader:
             )
             return None
 
-    def _switch_if_possible(self, coming: _FollowedDesign, max_age: float | None, *, with_life: bool) -> None:
+    def _switch_if_possible(self, coming: FollowedDesign, max_age: float | None, *, with_life: bool) -> None:
         """Refresh the coming design. Read it from now on if it can replace the present design.
 
         Args:

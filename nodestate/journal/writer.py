@@ -75,7 +75,11 @@ class JournalWriter:
             section.previous,
         )
         return TakeoverResult(
-            list(loaded.table.records()), found.vouched, ownership.inherited_ages_ms, ownership.inherited_behind_ms
+            list(loaded.table.records()),
+            found.vouched,
+            ownership.inherited_ages_ms,
+            ownership.inherited_behind_ms,
+            copies=found.copies,
         )
 
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:

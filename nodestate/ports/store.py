@@ -52,6 +52,8 @@ class StoreRole(enum.Enum):
     """The server or servers that a design is stored on, by the setting that names them."""
 
     STORE = "store"
+    REPLICA = "replica"
+    """The servers of ``store`` again: each partition is on the server after the one of ``STORE``."""
     STORE_B = "store_b"
     SQL = "sql"
 

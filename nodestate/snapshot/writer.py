@@ -89,7 +89,12 @@ class SnapshotWriter:
         self._unwritten = reader.ahead
         whole = not reader.unread
         return TakeoverResult(
-            records, found.vouched and whole, ownership.inherited_ages_ms, ownership.inherited_behind_ms, whole
+            records,
+            found.vouched and whole,
+            ownership.inherited_ages_ms,
+            ownership.inherited_behind_ms,
+            whole,
+            found.copies,
         )
 
     def begin_epoch(self, epoch: int, nodes: HeldNodes, status: OwnerStatus) -> Steps[None]:

@@ -67,6 +67,11 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     """How many refused messages the owner holds, because the dead-letter queue has not taken them. For ``doctor``."""
     written_ms: WrittenMs = 0
     """When the statements above were true, by the server's clock; 0: unknown, because the server has no such clock."""
+    copies: Annotated[int, Meta(ge=1, le=MAX_BEAT)] = 1
+    """Number of replicas that have all that the owner acknowledged, this one included.
+
+    If it is 1, a later owner needs no other replica to know all. If it is 2, the other one may have gone on alone.
+    """
 
     @property
     def has_room(self) -> bool:
@@ -85,7 +90,7 @@ class TermStart(msgspec.Struct, frozen=True, array_like=True):
     offset: Offset
 
 
-HEAD: Final = Codec(Head, optional=("refused", "written_ms"))
+HEAD: Final = Codec(Head, optional=("refused", "written_ms", "copies"))
 EPOCH: Final = Codec(Epoch)
 
 

@@ -15,9 +15,10 @@
     ns:{cell}:probe                                                            a test write of the doctor
 
 ``partitions`` is the layout: the number of partitions. Layouts of a cell exist side by side. The only keys they share
-are those without a partition. ``design`` is j or s; jb or sb on the servers of ``store_b``; or d in the database, whose
-keys are rows of one table and whose nodes are rows of another (``ports.RowQuery``). Epochs are written in hexadecimal.
-All keys of a partition are on one server; the claims on a node are on server ``bucket_of(name) % servers``.
+are those without a partition. ``design`` is j or s; jr or sr for a replica; jb or sb on the servers of ``store_b``; or
+d in the database, whose keys are rows of one table and whose nodes are rows of another (``ports.RowQuery``). Epochs are
+written in hexadecimal. All keys of a partition in one design are on one server; the claims on a node are on server
+``bucket_of(name) % servers``.
 
 Why the epoch is part of the head's key: memcached's CAS ids start again at 1 after a restart. If the key stayed the
 same, an owner from before the restart could meet its old CAS id by chance, and its CAS would succeed. The key of
@@ -39,6 +40,8 @@ MAX_CELL_CHARS: Final = 24
 JOURNAL: Final = "j"
 SNAPSHOT: Final = "s"
 DATABASE: Final = "d"
+REPLICA: Final = "r"
+"""Follows the letter of a design that is a replica of another one."""
 B: Final = "b"
 """Follows the letter of a design that is stored on the servers of ``store_b``, as a server may be in both settings."""
 assert (

@@ -28,6 +28,8 @@ class OwnerStatus:
     """
     refused: int = 0
     """How many refused messages the owner holds, because the dead-letter queue has not taken them."""
+    copies: int = 1
+    """Number of replicas that have all that the owner acknowledged, the one that is written included."""
 
     def as_of(self, now: float) -> OwnerStatus:
         """The same status at ``now``, in monotonic seconds: all ages have grown by the time since ``said_at``.
@@ -38,7 +40,7 @@ class OwnerStatus:
         elapsed_ms = ms_between(self.said_at, now) if self.said_at is not None else 0
         ages_ms = add_to_ages(self.ages_ms, elapsed_ms) if self.ages_ms and elapsed_ms else self.ages_ms
         behind_ms = min(self.behind_ms + elapsed_ms, NEVER_HEARD)
-        return OwnerStatus(behind_ms, self.complete, ages_ms, now, self.refused)
+        return OwnerStatus(behind_ms, self.complete, ages_ms, now, self.refused, self.copies)
 
     def written_ms(self, store: Store) -> int:
         """The time of writing of a record with this status, which ``as_of`` returned."""

@@ -213,6 +213,7 @@ class Ownership:
             target.lease_s,
             content,
             written_ms=said.written_ms(target.store),
+            copies=said.copies,
         )
         key = keys.head(target.prefix, epoch)
         write = Write(Put.ADD, key, HEAD.pack(head), 0, target.lease_s, rows, as_of=said.said_at)
@@ -362,6 +363,7 @@ class Ownership:
             head.beat,
             said.refused,
             said.written_ms(self.target.store),
+            said.copies,
         )
 
     def _head_put(self, head: Head, said: OwnerStatus) -> Write:

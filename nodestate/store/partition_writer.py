@@ -55,6 +55,8 @@ class TakeoverResult(NamedTuple):
     That is so if a node's state was lost (its old events cannot be told from new ones), if the records may come from a
     backup, or if they come from another layout.
     """
+    copies: int = 1
+    """See ``Head.copies``."""
 
 
 class PartitionWriter(Protocol):

@@ -51,6 +51,7 @@ class Stores:
         # By role, the servers in the order that maps partitions to them.
         self._at = {
             StoreRole.STORE: tuple(stores),
+            StoreRole.REPLICA: (*stores[1:], stores[0]) if len(stores) > 1 else (),
             StoreRole.STORE_B: tuple(stores_b),
             StoreRole.SQL: (database,) if database is not None else (),
         }

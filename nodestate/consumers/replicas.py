@@ -1,0 +1,118 @@
+"""Replicas: the two designs with the same content on two servers, of which one may fail without delaying the other.
+
+One replica of one partition, as its owner sees it::
+
+    in sync --its server fails, and the other replica stored the same work--> left behind
+    left behind --join: begun from memory, as a new design is--> in sync
+
+The head of each replica says how many are in sync (``Head.copies``). An owner that takes over trusts
+
+- both replicas, if it could read both and both say 2: each event that was acknowledged is in one of them;
+- a replica that says 1: it has every event that was acknowledged. The other one is begun again.
+
+If only one replica could be read and it says 2, the other one may have gone on alone. Then the owner asks all agents,
+and the partition is incomplete until they had time to answer.
+
+A replica whose head says 1 is never left behind, because its head could later not tell that it lacks events. It can be
+left behind as soon as its head says 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from nodestate.config import Config
+from nodestate.consumers.partition import OwnedPartition
+from nodestate.consumers.partition_storage import PartitionStorage
+from nodestate.designs import DESIGNS
+from nodestate.errors import EpochLostError, NodestateError, StoreError
+from nodestate.store.liveness import fresh_s
+from nodestate.store.partition_writer import TakeoverResult
+
+
+class Replicas:
+    """Decides which replicas of owned partitions are left behind, and which stored state is to be trusted."""
+
+    def __init__(self, config: Config, storage: PartitionStorage, log: Any) -> None:
+        self._config = config
+        """Gives the greatest age that the head of a living owner can appear to have."""
+        self._storage = storage
+        """Makes writers."""
+        self._log = log
+        """The consumer's logger."""
+
+    def leave_behind(
+        self, partition: OwnedPartition, design: str, error: NodestateError, stored: Collection[str]
+    ) -> bool:
+        """Go on without a replica that failed, if the other one has all that the owner will acknowledge.
+
+        Args:
+            partition: the owned partition.
+            design: the design that failed.
+            error: its error.
+            stored: the designs that stored the same work, or that were renewed at the same time.
+
+        Returns:
+            False if the replica cannot be left behind; then nothing has changed.
+        """
+        partner = DESIGNS[design].partner
+        if (
+            not isinstance(error, StoreError | EpochLostError)
+            or partner not in stored
+            or partner not in partition.writers.keys() - partition.joining - partition.lost
+            or design in partition.joining
+            or partition.alone == design
+        ):
+            return False
+        self._log.warning(
+            "a replica of a partition is left behind; the partition goes on with the other one",
+            partition=partition.number,
+            design=design,
+            reason=str(error),
+        )
+        self._leave(partition, design)
+        if partition.pending is not None:
+            partition.pending.unconfirmed_designs.discard(design)
+        return True
+
+    def take_without(self, partition: OwnedPartition, found: Mapping[str, object]) -> bool:
+        """Leave behind the replicas that a takeover could not read, if it read the other ones.
+
+        Args:
+            partition: the partition that is taken over.
+            found: by design, the stored state, None if there is none, or an error.
+
+        Returns:
+            True if each design that failed was left behind.
+        """
+        failed = [design for design, one in found.items() if isinstance(one, NodestateError)]
+        for design in failed:
+            partner = DESIGNS[design].partner
+            if not isinstance(found[design], StoreError) or not isinstance(found.get(partner), TakeoverResult):
+                return False
+        for design in failed:
+            self._leave(partition, design)
+        return True
+
+    def _leave(self, partition: OwnedPartition, design: str) -> None:
+        # As in ``DesignChanges.adopt``: another owner may have taken this replica over since.
+        owned_since = partition.taken_at - fresh_s(self._config)
+        partition.writers |= self._storage.writers(partition.number, [design], owned_since)
+        partition.joining.add(design)
+        partition.lost.discard(design)
+        partition.wants_repair.discard(design)
+        partition.alone = DESIGNS[design].partner
+
+
+def trusted(taken: Mapping[str, TakeoverResult]) -> dict[str, TakeoverResult]:
+    """Return the states that surely have all that was acknowledged, of the states that a takeover read.
+
+    A state is trusted if it needed no other replica, or if both replicas were read and neither went on alone.
+    """
+    found: dict[str, TakeoverResult] = {}
+    for design, one in taken.items():
+        other = taken.get(DESIGNS[design].partner) if design in DESIGNS else None
+        if one.copies == 1 or (other is not None and other.copies > 1):
+            found[design] = one
+    return found
