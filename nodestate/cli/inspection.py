@@ -46,6 +46,8 @@ class HeadStatus(NamedTuple):
     """Seconds since the owner's last renewal, by the store's clock; infinite if that is not known."""
     refused: int
     """How many refused messages the owner holds, because the dead-letter queue has not taken them."""
+    copies: int = 1
+    """Number of replicas that are in sync, this one included."""
 
     @property
     def member(self) -> str:
@@ -128,6 +130,11 @@ class CellInspector:
         # Name for people of each design.
         self._names = display_names(self._readers)
 
+    def followed_view(self) -> View:
+        """Return a view of any age, with signs of life, as a scheduler reads it: of either replica of a partition."""
+        reader = Reader(self._config, stores=self._stores)
+        return reader.read(max_age=math.inf, node_max_age=math.inf, on_stale="flag")
+
     def views(self) -> dict[str, View]:
         """Return a view of each design, of any age, by the name of the design."""
         return {name: view for name, view, _ in self.timed_views()}
@@ -178,4 +185,6 @@ def head_status(found: tuple[Head, Item] | NodestateError | None, store: Store, 
     age_s = math.inf if item.ttl_s is None else float(head.lease_s - item.ttl_s)
     age_s = max(age_s, now - latest_write(head.written_ms, store, now))
     behind_s = head.behind_ms / 1000 if head.behind_ms < NEVER_HEARD else math.inf
-    return HeadStatus(head.epoch, head.term, head.owner, head.next, behind_s, head.vouched, age_s, head.refused)
+    return HeadStatus(
+        head.epoch, head.term, head.owner, head.next, behind_s, head.vouched, age_s, head.refused, head.copies
+    )

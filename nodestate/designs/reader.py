@@ -147,8 +147,6 @@ class Reader:
             }
         results = run(work)
         live.note_errors({p: results[p] for p in range(len(live.followers))})
-        if self._has_replicas():
-            live.look_at_replicas(self._stores, with_life=with_life)
         records = [found for found in results.values() if isinstance(found, Control)]
         if auth is not None and any(isinstance(found, NodestateError) for n, found in results.items() if n < 0):
             records += self._records_elsewhere(auth)
@@ -161,6 +159,8 @@ class Reader:
         ):
             self._control = control
             self._coming = self._open(control.reads) if control.reads != live.stored else None
+        if self._has_replicas():  # as the record says now: this may be the first read
+            live.look_at_replicas(self._stores, with_life=with_life)
         if self._coming is not None:
             self._switch_if_possible(self._coming, max_age, with_life=with_life)
 

@@ -99,11 +99,13 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
     values = value_auth(config, SystemClock(), ValueCounts())
     inspector = CellInspector(config, designs, values)
     try:
-        statuses = inspector.inspect(node_max_age=math.inf)
-        for status in statuses:
-            yield from examine_design(config, status)
+        statuses = dict(zip(dict.fromkeys(designs), inspector.inspect(node_max_age=math.inf), strict=True))
+        for stored, status in statuses.items():
+            partner = StoredDesign(DESIGNS[stored.design].partner, stored.partitions)
+            yield from examine_design(config, status, statuses.get(partner))
         # All designs should have the same nodes. The one with the most is used to examine the agents.
-        view = max((status.view for status in statuses), key=lambda view: len(view.nodes))
+        views = [inspector.followed_view(), *(status.view for status in statuses.values())]
+        view = max(views, key=lambda view: len(view.nodes))
         yield from examine_agents(config, view)
         yield from _findings_or_error("signatures", lambda: examine_signatures(config, view))
         yield from _findings_or_error("answers", lambda: examine_refused_answers(config))

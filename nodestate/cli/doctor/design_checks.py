@@ -67,11 +67,23 @@ def examine_record(config: Config, copies: Sequence[Copy]) -> Iterator[Finding]:
             yield Finding(WARN, f"store {copy.store.name}", says, advice)
 
 
-def examine_design(config: Config, status: DesignStatus) -> Iterator[Finding]:
-    """Examine one design as the inspection found it."""
+def examine_design(config: Config, status: DesignStatus, partner: DesignStatus | None = None) -> Iterator[Finding]:
+    """Examine one design as the inspection found it. ``partner``: its other replica; None if it is not written."""
     about = status.name
     heads = {number: head for number, head in enumerate(status.heads) if isinstance(head, HeadStatus)}
     absent = {number: why for number, why in enumerate(status.heads) if isinstance(why, str)}
+    if partner is not None:
+        spared = {number for number in absent if isinstance(partner.heads[number], HeadStatus)}
+        if alone := spared | {number for number, head in heads.items() if head.copies == 1}:
+            number = min(alone)
+            why = absent.get(number, "the other one is not in sync")
+            says = (
+                f"{len(alone)} of {count_text(len(status.heads), 'partition')} have one replica in sync, for example "
+                f"{number}: {why}"
+            )
+            advice = "readers lose nothing while the other server runs: start this one, and consumers fill it"
+            yield Finding(WARN, about, says, advice)
+        absent = {number: why for number, why in absent.items() if number not in spared}
     if absent:
         number, why = next(iter(absent.items()))
         of_all = f"{len(absent)} of {count_text(len(status.heads), 'partition')}"
