@@ -15,6 +15,7 @@ from nodestate.consumers.handover_messages import HANDOVER, handed_over_events, 
 from nodestate.consumers.watermarks import Watermarks, is_marker
 from nodestate.model import MAX_EVENT_BYTES, Heartbeat, Leave, NodeRecord, Report, fold, parse_event
 from nodestate.model.partitioning import partition_of
+from nodestate.model.record import unknown_node
 from nodestate.ports import ACTIVATION
 from tests.machines.simulated_cell import JudgedReader, SimulatedCell
 
@@ -263,6 +264,19 @@ def test_a_handover_ends_a_node_that_the_new_owner_knows_with_allocations() -> N
         for event, _ in handed_over_events(body):
             record = fold(record, event).record
     assert record == RECORDS["gone"]
+
+
+@pytest.mark.parametrize("wanted", [(0, 1), (1_763_787_600, 3)])
+def test_a_name_alone_is_handed_over_without_a_dead_letter(wanted: tuple[int, int]) -> None:
+    """A former owner knew of a node that it exists, and perhaps a version, but neither its state nor a time."""
+    cell = cell_of(("journal",), 2)
+    name = next(f"only-{n}" for n in range(9) if partition_of(f"only-{n}", 2) == 0)
+    record = msgspec.structs.replace(unknown_node(name), wanted_incarnation=wanted[0], wanted_generation=wanted[1])
+    [message] = handover_messages([record], 1_000)
+    cell.broker.source([], [], 2).send_marker(0, message)
+    cell.run_well(5)
+    assert not cell.broker.dead_letters
+    assert name in cell.readers[0].read(5.0).incomplete
 
 
 def test_bytes_that_are_no_handover_give_no_events() -> None:

@@ -18,6 +18,7 @@ from harness.servers.memcached import MemcachedServer
 from harness.servers.pgbouncer import PgbouncerServer
 from harness.servers.postgres import PostgresServer
 from harness.servers.programs import find_program, free_ports, make_folder, require_program, version_of
+from harness.servers.rabbit_cluster import RabbitCluster
 from harness.servers.rabbitmq import RabbitServer
 from harness.servers.redis import RedisServer
 from harness.servers.server import DATABASE, USER, ProbedServer, Server
@@ -30,6 +31,7 @@ __all__ = [
     "PgbouncerServer",
     "PostgresServer",
     "ProbedServer",
+    "RabbitCluster",
     "RabbitServer",
     "RedisServer",
     "Server",

@@ -26,11 +26,14 @@ RABBIT_MEMORY_MB: Final = 1_024
 class RabbitServer(Server):
     """A RabbitMQ node. Its data folder stays until ``close()``, so durable queues survive ``kill()``.
 
-    ``configuration`` is appended to its ``rabbitmq.conf``; only a program of this machine can have any. Raises
-    ServerMissingError.
+    Args:
+        configuration: appended to its ``rabbitmq.conf``; only a program of this machine can have any.
+        cluster: the port mapper and the cookie that the nodes of a cluster share; None for a node of its own.
+
+    Raises ServerMissingError.
     """
 
-    def __init__(self, configuration: str = "") -> None:
+    def __init__(self, configuration: str = "", cluster: PortMapper | None = None) -> None:
         port, distribution_port, epmd_port = free_ports(3)
         # Debian puts a wrapper on PATH that changes the user; the script behind it works for any user.
         program = find_program("rabbitmq-server", "/usr/lib/rabbitmq/bin")
@@ -39,8 +42,11 @@ class RabbitServer(Server):
         self._rabbit_node: RabbitNode | None = None
         """The server if it is a program of this machine; None if it is a container."""
         if program and epmd:
-            host = self._rabbit_node = RabbitNode(program, epmd, port, distribution_port, epmd_port, configuration)
-        elif docker_answers() and not configuration:
+            mapper = cluster or PortMapper(epmd, epmd_port)
+            host = self._rabbit_node = RabbitNode(
+                program, mapper, port, distribution_port, configuration, owns_mapper=cluster is None
+            )
+        elif docker_answers() and not configuration and cluster is None:
             host = ServerContainer(RABBIT_IMAGE, 5672, port)
         else:
             message = "RabbitMQ is neither installed (apt-get install rabbitmq-server) nor to be had through Docker"
@@ -58,6 +64,13 @@ class RabbitServer(Server):
             raise ServerMissingError("rabbitmqctl is used only with an installed RabbitMQ")
         return self._rabbit_node.control(words, stdin)
 
+    def join(self, other: RabbitServer) -> None:
+        """Make this node a member of the cluster of ``other``. It loses its own queues."""
+        assert other._rabbit_node is not None, "only installed nodes form a cluster"
+        self.control("stop_app")
+        self.control("join_cluster", other._rabbit_node.name)
+        self.control("start_app")
+
     def _answers(self) -> bool:
         try:
             with amqp.Connection(self.address, connect_timeout=PROBE_TIMEOUT_S, read_timeout=PROBE_TIMEOUT_S):
@@ -66,16 +79,59 @@ class RabbitServer(Server):
             return False
 
 
-class RabbitNode:
-    """A RabbitMQ node and its Erlang port mapper, which start and end together.
+class PortMapper:
+    """Erlang's port mapper, of one node or of all nodes of a cluster, and the cookie by which nodes know each other.
 
-    By default Erlang starts one port mapper for the whole machine, which outlives the node. This one has its own port.
+    By default Erlang starts one port mapper for the whole machine, which outlives the nodes. This one has its own port.
     """
 
-    def __init__(self, program: str, epmd: str, port: int, distribution_port: int, epmd_port: int, more: str) -> None:
+    def __init__(self, epmd: str, port: int) -> None:
+        self.port = port
+        """The port on which nodes ask for each other's ports."""
+        self.cookie = uuid.uuid4().hex
+        """The secret that nodes must have to talk to each other."""
+        folder = Path(tempfile.mkdtemp(prefix="nodestate-epmd-"))
+        self._process = ServerProcess([epmd, "-port", str(port), "-address", "127.0.0.1"], folder)
+
+    def start(self) -> None:
+        """Start the port mapper, and wait until it listens. Does nothing if it runs. Raises ServerFailedError."""
+        if self._process.running():
+            return
+        self._process.start()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _listens(self.port):
+            if not self._process.running() or time.monotonic() > deadline:
+                message = f"epmd does not listen on port {self.port}:\n{self._process.log_tail()}"
+                self._process.kill()
+                raise ServerFailedError(message)
+            time.sleep(PROBE_INTERVAL_S)
+
+    def kill(self) -> None:
+        """End the port mapper and keep its files."""
+        self._process.kill()
+
+    def remove(self) -> None:
+        """End the port mapper and remove its files."""
+        self._process.remove()
+
+
+class RabbitNode:
+    """A RabbitMQ node. If it ``owns_mapper``, its port mapper starts and ends with it."""
+
+    def __init__(
+        self,
+        program: str,
+        mapper: PortMapper,
+        port: int,
+        distribution_port: int,
+        more: str,
+        *,
+        owns_mapper: bool,
+    ) -> None:
         folder = Path(tempfile.mkdtemp(prefix="nodestate-rabbit-"))
-        epmd_folder = folder / "epmd"
-        epmd_folder.mkdir()
+        cookie = folder / ".erlang.cookie"
+        cookie.write_text(mapper.cookie, encoding="ascii")
+        cookie.chmod(0o400)
         configuration = folder / "rabbitmq.conf"
         configuration.write_text(
             f"listeners.tcp.1 = 127.0.0.1:{port}\n"
@@ -91,19 +147,20 @@ class RabbitNode:
         plugins.write_text("[].\n", encoding="utf-8")
         empty = folder / "rabbitmq-env.conf"
         empty.touch()
+        name = f"nodestate-{uuid.uuid4().hex[:8]}@localhost"
         environment = {
             # The node gets neither the caller's variables RABBITMQ_... and ERL_... nor the machine's /etc/rabbitmq.
             "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/bin", "/bin"]),
             "LANG": "C.UTF-8",
-            "HOME": str(folder),  # where Erlang makes the node's own cookie
+            "HOME": str(folder),  # where Erlang looks for the cookie
             "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": str(epmd_port),
+            "ERL_EPMD_PORT": str(mapper.port),
             "ERL_CRASH_DUMP_BYTES": "0",
             "RABBITMQ_CONF_ENV_FILE": str(empty),
             "RABBITMQ_CONFIG_FILE": str(configuration),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
             "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "generated"),
-            "RABBITMQ_NODENAME": f"nodestate-{uuid.uuid4().hex[:8]}@localhost",
+            "RABBITMQ_NODENAME": name,
             "RABBITMQ_DIST_PORT": str(distribution_port),
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder / "logs"),
@@ -116,22 +173,17 @@ class RabbitNode:
             "RABBITMQ_ALLOW_INPUT": "true",
             "RABBITMQ_SERVER_START_ARGS": "-noinput",
         }
+        self.name = name
+        """The name of the Erlang node."""
         self._environment = environment
         self._control = find_program("rabbitmqctl", "/usr/lib/rabbitmq/bin")
-        self._epmd = ServerProcess([epmd, "-port", str(epmd_port), "-address", "127.0.0.1"], epmd_folder)
-        self._epmd_port = epmd_port
+        self._mapper = mapper
+        self._owns_mapper = owns_mapper
         self._node = ServerProcess([program], folder, environment)
 
     def start(self) -> None:
         """Start the server; does not wait until it answers."""
-        self._epmd.start()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not _listens(self._epmd_port):
-            if not self._epmd.running() or time.monotonic() > deadline:
-                message = f"epmd does not listen on port {self._epmd_port}:\n{self._epmd.log_tail()}"
-                self._epmd.kill()
-                raise ServerFailedError(message)
-            time.sleep(PROBE_INTERVAL_S)
+        self._mapper.start()
         self._node.start()
 
     def running(self) -> bool:
@@ -141,12 +193,14 @@ class RabbitNode:
     def stop(self) -> None:
         """End the server in order and keep its files. Does nothing if it does not run."""
         self._node.stop()
-        self._epmd.kill()
+        if self._owns_mapper:
+            self._mapper.kill()
 
     def kill(self) -> None:
         """End the server by SIGKILL and keep its files. Does nothing if it does not run."""
         self._node.kill()
-        self._epmd.kill()
+        if self._owns_mapper:
+            self._mapper.kill()
 
     def pause(self) -> None:
         """Freeze the server."""
@@ -176,8 +230,9 @@ class RabbitNode:
 
     def remove(self) -> None:
         """Kill the server if it runs and remove its files."""
-        self._epmd.kill()
         self._node.remove()
+        if self._owns_mapper:
+            self._mapper.remove()
 
 
 def _listens(port: int) -> bool:

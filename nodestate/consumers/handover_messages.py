@@ -20,7 +20,18 @@ from msgspec import UNSET, UnsetType
 
 from nodestate.auth import MessageAuth
 from nodestate.errors import BadEventError
-from nodestate.model import MAX_EVENT_BYTES, NEVER, Event, Heartbeat, Leave, NodeRecord, Report, parse_event
+from nodestate.model import (
+    MAX_EVENT_BYTES,
+    NEVER,
+    Event,
+    Heartbeat,
+    Leave,
+    NodeRecord,
+    Report,
+    Version,
+    check_clock,
+    parse_event,
+)
 from nodestate.ports import ACTIVATION, QUEUE_BEGAN
 
 HANDOVER: Final = ACTIVATION + b"handover "
@@ -28,6 +39,8 @@ HANDOVER: Final = ACTIVATION + b"handover "
 DOUBTED_COUNT: Final = 100
 """Most nodes in one of the ``doubt_messages``, so that it fits into a commit whatever the length of their names."""
 EMPTY_STATE: Final = b"\x80"
+NAME_ALONE: Final = Version(1, 1)
+"""The version that is handed over of a node of which only the name is known. Each version of its agent is newer."""
 
 
 class _Seal(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +146,15 @@ def handed_over_events(body: bytes) -> Iterator[tuple[Event, bytes]]:
             yield parse_event(one), one
 
 
+def check_handed_over_clock(event: Event, wall: float) -> None:
+    """As ``check_clock``. The former owner may have known the name and perhaps a version of a node, and no time."""
+    if type(event) is Heartbeat and not event.reported_at:
+        if event.version == NAME_ALONE:
+            return
+        event = msgspec.structs.replace(event, reported_at=wall)
+    check_clock(event, wall)
+
+
 def _events_of(record: NodeRecord) -> list[bytes]:
     """The events from which a consumer that does not know the node folds its record."""
     events: list[Event] = []
@@ -161,7 +183,7 @@ def _events_of(record: NodeRecord) -> list[bytes]:
     if encoded and len(encoded[0]) > MAX_EVENT_BYTES:  # a state that changes made larger than any event
         encoded = []
     if newest > NEVER and (not encoded or record.incomplete):
-        incarnation, generation = newest
+        incarnation, generation = max(newest, NAME_ALONE)
         encoded.append(
             _encode(Heartbeat(node=name, incarnation=incarnation, generation=generation, reported_at=reported_at))
         )

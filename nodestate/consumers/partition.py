@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from nodestate.auth import NO_AUTH, EventAuth
 from nodestate.consumers.event_origin import check_origin
 from nodestate.consumers.handover_messages import (
     HANDOVER,
+    check_handed_over_clock,
     doubt_messages,
     handed_over_events,
     handover_refusal,
@@ -32,6 +33,9 @@ from nodestate.store.head import NEVER_HEARD
 from nodestate.store.owner_status import OwnerStatus
 from nodestate.store.partition_writer import Batch, PartitionWriter
 
+if TYPE_CHECKING:
+    from nodestate.consumers.resync_requests import ResyncBackoff
+
 _encode = msgspec.msgpack.Encoder().encode
 
 MAX_SEGMENT_BYTES = 512 * 1024
@@ -40,15 +44,6 @@ MAX_DEAD_LETTER_BYTES: Final = 64 * 1024
 """Most bytes of a refused message that are kept: a consumer may hold ``prefetch`` of them in each partition."""
 BIN_HEADER_BYTES: Final = 5
 """Bytes that msgpack adds to each event in a segment."""
-
-
-class ResyncBackoff(NamedTuple):
-    """The time of the next request to an incomplete node that was asked for a report."""
-
-    again_at: float
-    """The earliest time of the next request, in monotonic seconds."""
-    pause_s: float
-    """The pause before that request, in seconds. The next pause is twice as long, up to a limit."""
 
 
 @dataclass(slots=True)
@@ -240,7 +235,7 @@ class OwnedPartition:
         """Return the owner's status to write into the head of a design together with the pending work.
 
         Once that work is stored, the partition has caught up to the last watermark message in it, and the status says
-        so. The status has no signs of life; ``full_status`` adds them. ``now`` is in monotonic seconds.
+        so. The status has no signs of life; a renewal adds ``ages_ms``. ``now`` is in monotonic seconds.
         """
         caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
         behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
@@ -252,10 +247,6 @@ class OwnedPartition:
         """Return the age of each node's last sign of life, as ``OwnerStatus`` has them. ``now``: monotonic seconds."""
         ages = np.minimum((now - np.array(self.heard_at, "f8")) * 1000, float(NEVER_HEARD))
         return np.ceil(ages).astype("<u4").tobytes()
-
-    def full_status(self, now: float, design: str, ages_ms: bytes) -> OwnerStatus:
-        """Return the status to write with a renewal: ``status``, and the ages that ``ages_ms`` returned."""
-        return replace(self.status(now, design), ages_ms=ages_ms)
 
     def maintenance(self, designs: set[str], repair: frozenset[str] = frozenset()) -> Pending:
         """Make work without events: a repair for each design in ``repair``, a new epoch for the other ``designs``."""
@@ -384,7 +375,7 @@ class OwnedPartition:
             try:
                 check_origin(event, delivery, partitions)
                 if delivery.session:
-                    check_clock(event, wall)
+                    check_handed_over_clock(event, wall)
                 slot = self._fold(event, room_bytes, pending, -math.inf)[1]
             except BadEventError as error:
                 refusal = refusal or error

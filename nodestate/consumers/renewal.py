@@ -6,6 +6,7 @@ another owner took the partition, whether the store lost the epoch, and whether 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from nodestate.config import Config
@@ -75,7 +76,7 @@ class Renewal:
             ages_ms = partition.ages_ms(now)
             for name, writer in partition.writers.items():
                 if name not in unconfirmed | partition.joining:
-                    status = partition.full_status(now, name, ages_ms)
+                    status = replace(partition.status(now, name), ages_ms=ages_ms)
                     copies[partition.number, name] = status.copies
                     work[partition.number, name] = (
                         self._storage.store_of(partition.number, name),

@@ -8,12 +8,12 @@ One request asks for all reports that are due at the same time.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from nodestate.config import Config
 from nodestate.consumers.broker_session import BrokerSession
 from nodestate.consumers.owned_partitions import OwnedPartitions
-from nodestate.consumers.partition import OwnedPartition, ResyncBackoff
+from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.errors import BrokerUnavailableError
 from nodestate.ports import Clock, Resync, ResyncSender
@@ -29,6 +29,15 @@ FIRST_RESYNC_PAUSE_S: Final = 1.0
 """Pause before the second request to a node. The jitter of the answers is used instead if it is longer."""
 SEND_RETRY_S: Final = 0.2
 """Pause after the first request that the broker does not take. It doubles with each further failure."""
+
+
+class ResyncBackoff(NamedTuple):
+    """The time of the next request to an incomplete node that was asked for a report."""
+
+    again_at: float
+    """The earliest time of the next request, in monotonic seconds."""
+    pause_s: float
+    """The pause before that request, in seconds. The next pause is twice as long, up to a limit."""
 
 
 class ResyncRequests:
