@@ -597,6 +597,34 @@ def test_a_refused_message_is_reported_as_lost(rabbit_config: Config) -> None:
 
 
 @pytest.mark.service
+def test_a_session_in_which_the_broker_goes_on_to_refuse_events_is_replaced(
+    rabbit_config: Config, opened: Opened
+) -> None:
+    """After the death of a node, a cluster refuses events in one session for ever, and takes them in another.
+
+    ``tests/faults/test_broker_cluster.py`` has such a cluster. Here the test itself reports the refusals to the session.
+    """
+    clock = ManualClock()
+    sink = opened(KombuSink(rabbit_config, clock=clock))
+    sink._patience_s = 3.0
+
+    def refuse_after(seconds: float) -> Any:
+        session = sink._sessions.current
+        session._on_settled(1_000, False, False)
+        clock.advance(seconds)
+        assert _publish(sink, b"x") == [True]
+        return session
+
+    assert _publish(sink, b"x") == [True]
+    assert refuse_after(2.0) is sink._sessions.current, "one refusal is no reason"
+    assert refuse_after(2.0) is not sink._sessions.current
+    assert refuse_after(sink._patience_s - 0.5) is sink._sessions.current, "the next session gets more time"
+    clock.advance(20.0)
+    assert _publish(sink, b"x") == [True]
+    assert refuse_after(0.5) is sink._sessions.current, "meanwhile the broker took all events"
+
+
+@pytest.mark.service
 def test_a_lost_connection_reports_every_unconfirmed_publish_exactly_once(
     rabbit: RabbitServer, rabbit_config: Config, opened: Opened
 ) -> None:

@@ -218,6 +218,10 @@ class PublisherSession(TransportSession, Protocol):
     def alarm(self) -> str:
         """Text that says why the broker takes no messages at present; empty if it takes them."""
 
+    @property
+    def refused_for_s(self) -> float:
+        """Seconds since the broker began to refuse events in this session; 0 if it took all of the last ones."""
+
     def is_stale(self) -> bool:
         """Process the frames that have arrived. True if the connection broke while no publish was unconfirmed."""
 

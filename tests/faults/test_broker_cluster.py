@@ -38,6 +38,7 @@ def test_one_of_three_nodes_is_away(cell_of: CellFactory, memcached: MemcachedSe
                 before = watcher.reads, watcher.stale_reads
                 go_away()
                 new_s = wait_for_new_views(cell, watcher)
+                wait_until(lambda seen=watcher.fresh: watcher.fresh >= seen + 60, "there are no more fresh views")
                 come_back()
                 cell.wait_until_well()
                 cell.record(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import structlog
@@ -18,6 +19,10 @@ from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import Clock
 from nodestate.text import count_text
 
+REFUSALS_PAUSE_S: Final = 15.0
+"""If the broker refused no event for this number of seconds, it takes them again. An agent repeats a refused event more
+often than that.
+"""
 LOG_RETURNED_S: Final = 60.0
 """Seconds for which further events that come back are not logged."""
 
@@ -36,7 +41,11 @@ class RabbitPublisherSession:
         """The clock for heartbeats."""
         self._confirms = Confirms()
         """Events that are not yet confirmed."""
-        self._channel = confirming_channel(connection, self._confirms.settle, self._on_returned)
+        self._refused_since = math.inf
+        """Monotonic time of the first of the refusals that follow each other; infinite if there is none."""
+        self._refused_at = -math.inf
+        """Monotonic time of the last refusal."""
+        self._channel = confirming_channel(connection, self._on_settled, self._on_returned)
         """The channel for events."""
         self._message = event_message(connection.user if node_of(connection.user) else "")
         """The message that carries each event's body in turn."""
@@ -62,6 +71,11 @@ class RabbitPublisherSession:
     def unconfirmed(self) -> int:
         """See ``PublisherSession``."""
         return len(self._confirms)
+
+    @property
+    def refused_for_s(self) -> float:
+        """See ``PublisherSession``."""
+        return max(0.0, self._clock.monotonic() - self._refused_since) if self._refused_at > -math.inf else 0.0
 
     def is_stale(self) -> bool:
         """See ``PublisherSession``. A connection that breaks while nothing is unconfirmed loses nothing.
@@ -140,6 +154,16 @@ class RabbitPublisherSession:
         """Close the connection; unconfirmed events are reported as lost."""
         self.connection.close()
         self._confirms.lose()
+
+    def _on_settled(self, tag: int, multiple: bool, ok: bool) -> None:
+        if not ok:
+            now = self._clock.monotonic()
+            if now - self._refused_at > REFUSALS_PAUSE_S:
+                self._refused_since = now
+            self._refused_at = now
+        elif self._refused_at > -math.inf and self._clock.monotonic() - self._refused_at > REFUSALS_PAUSE_S:
+            self._refused_since, self._refused_at = math.inf, -math.inf
+        self._confirms.settle(tag, multiple, ok)
 
     def _on_returned(self, body: bytes) -> None:
         """Report one event as refused. The others go on, also to the other partitions."""
