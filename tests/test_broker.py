@@ -602,7 +602,7 @@ def test_a_session_in_which_the_broker_goes_on_to_refuse_events_is_replaced(
 ) -> None:
     """After the death of a node, a cluster refuses events in one session for ever, and takes them in another.
 
-    ``tests/faults/test_broker_cluster.py`` has such a cluster. Here the test itself reports the refusals to the session.
+    ``tests/faults/test_broker_cluster.py`` has such a cluster. Here the test itself reports refusals to the session.
     """
     clock = ManualClock()
     sink = opened(KombuSink(rabbit_config, clock=clock))
