@@ -95,7 +95,6 @@ class Commits:
         now = self._clock.monotonic()
         self._join_started = False
         work: dict[DesignOfPartition, tuple[Store, Steps[None]]] = {}
-        copies: dict[DesignOfPartition, int] = {}
         for partition in self._owned:
             if not self._owned.is_due(partition.number, now):
                 continue
@@ -107,11 +106,10 @@ class Commits:
             for name in sorted(pending.unconfirmed_designs) if pending else ():
                 store = self._storage.store_of(partition.number, name)
                 work[partition.number, name] = (store, self._write(partition, name, now))
-                copies[partition.number, name] = partition.copies(name)
         # Successes first: a replica is left behind only if the other one stored the work.
         results = sorted(run(work).items(), key=lambda one: isinstance(one[1], NodestateError))
         for (number, name), result in results:
-            self._record_result(number, name, result, copies[number, name])
+            self._record_result(number, name, result)
         for partition in self._owned:
             pending = partition.pending
             if self._owned.owns(partition) and pending is not None and not pending.unconfirmed_designs:
@@ -165,7 +163,7 @@ class Commits:
             return partition.writers[name].repair(partition, status)
         return partition.writers[name].commit(partition.pending.batch, partition, status)
 
-    def _record_result(self, number: int, name: str, result: NodestateError | None, copies: int) -> None:
+    def _record_result(self, number: int, name: str, result: NodestateError | None) -> None:
         """Record the result of a write of one partition in one design.
 
         After a success, the pending work no longer waits for this design. If a new design could not be begun, the work
@@ -175,14 +173,13 @@ class Commits:
             number: the partition's number.
             name: the design's name.
             result: the error; None if the write succeeded.
-            copies: the number of copies that the head of the write says.
         """
         partition = self._owned.get(number)
         if partition is None or partition.pending is None:
             return
         if result is None:
             partition.lost.discard(name)
-            partition.confirm_copies(name, copies)
+            partition.note_copies(name)
             if name in partition.joining:
                 partition.joining.discard(name)
                 self._changes.drop_retiring()

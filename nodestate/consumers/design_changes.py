@@ -18,6 +18,7 @@ from nodestate.config import Config
 from nodestate.consumers.owned_partitions import OwnedPartitions
 from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
+from nodestate.designs import DESIGNS
 from nodestate.store.liveness import fresh_s
 from nodestate.store.round_trips import Steps
 
@@ -52,6 +53,7 @@ class DesignChanges:
             owned_since = partition.taken_at - fresh_s(self._config)
             partition.writers |= self._storage.writers(partition.number, new, owned_since)
             partition.joining |= new
+            partition.alone |= {DESIGNS[name].partner for name in new} & partition.writers.keys()
         self.drop_retiring()
 
     def drop_retiring(self) -> None:

@@ -141,8 +141,8 @@ class OwnedPartition:
         """Designs whose epoch the store lost. A new epoch is begun for each of them."""
         self.joining: set[str] = set()
         """New designs, whose first epoch is not yet written."""
-        self.alone = ""
-        """The replica whose stored head says that it is the only one in sync, or may say so; empty if there is none."""
+        self.alone: set[str] = set()
+        """The replicas whose stored head says that it is the only one in sync, or may say so."""
         self.retiring: set[str] = set()
         """Designs to be deleted as soon as another design is written. Until then they are written."""
         self.wants_repair: set[str] = set()
@@ -226,10 +226,15 @@ class OwnedPartition:
         partner = DESIGNS[design].partner
         return 2 if partner in self.writers and partner not in self.joining else 1
 
-    def confirm_copies(self, design: str, copies: int) -> None:
-        """Note that the stored head of a design says this number of copies."""
-        if self.alone == design and copies > 1:
-            self.alone = ""
+    def note_copies(self, design: str) -> None:
+        """Note what the stored head of a design says of copies. Call this after each success of its writer.
+
+        After a renewal or commit whose earlier try was stored, the stored head says what that try said.
+        """
+        if self.writers[design].copies > 1:
+            self.alone.discard(design)
+        else:
+            self.alone.add(design)
 
     def status(self, now: float, design: str) -> OwnerStatus:
         """Return the owner's status to write into the head of a design together with the pending work.

@@ -69,7 +69,6 @@ class Renewal:
         if not self._session.send_watermarks(now):
             return
         work: dict[DesignOfPartition, tuple[Store, Steps[bool]]] = {}
-        copies: dict[DesignOfPartition, int] = {}
         for partition in self._owned:
             unconfirmed = partition.pending.unconfirmed_designs if partition.pending is not None else set()
             self._complete_if_known(partition, now)
@@ -77,7 +76,6 @@ class Renewal:
             for name, writer in partition.writers.items():
                 if name not in unconfirmed | partition.joining:
                     status = replace(partition.status(now, name), ages_ms=ages_ms)
-                    copies[partition.number, name] = status.copies
                     work[partition.number, name] = (
                         self._storage.store_of(partition.number, name),
                         writer.renew(status),
@@ -91,7 +89,7 @@ class Renewal:
                 stored = {design for (n, design), one in results.items() if n == number and isinstance(one, bool)}
                 self._failures.respond(renewed, name, result, stored)
                 continue
-            renewed.confirm_copies(name, copies[number, name])
+            renewed.note_copies(name)
             if result:
                 self._stats.repairs += 1
                 renewed.request_repair(name)

@@ -62,7 +62,7 @@ class Replicas:
             or partner not in stored
             or partner not in partition.writers.keys() - partition.joining - partition.lost
             or design in partition.joining
-            or partition.alone == design
+            or design in partition.alone
         ):
             return False
         self._log.warning(
@@ -102,7 +102,7 @@ class Replicas:
         partition.joining.add(design)
         partition.lost.discard(design)
         partition.wants_repair.discard(design)
-        partition.alone = DESIGNS[design].partner
+        partition.alone.add(DESIGNS[design].partner)
 
 
 def trusted(taken: Mapping[str, TakeoverResult]) -> dict[str, TakeoverResult]:

@@ -246,7 +246,7 @@ class Takeover:
             )
         for name, one in taken.items():
             if one.copies == 1 and name in DESIGNS and DESIGNS[name].partner in partition.writers:
-                partition.alone = name
+                partition.alone.add(name)
         partition.begins_with_queue = SEED in taken
         partition.begins_empty = not partition.records
         partition.complete_after = now + self._config.settle_s

@@ -56,6 +56,11 @@ class JournalWriter:
         assert self._section is not None, "call take_over or begin_epoch first"
         return self._section
 
+    @property
+    def copies(self) -> int:
+        """See ``PartitionWriter``."""
+        return self.ownership.head.copies
+
     def take_over(self) -> Steps[TakeoverResult | None]:
         """See ``PartitionWriter``. Returns None if segments are missing that no checkpoint covers."""
         taken = yield from Ownership.take_over(self._target, sections=JOURNAL_SECTION)

@@ -68,6 +68,11 @@ class SnapshotWriter:
         assert self._section is not None, "call take_over or begin_epoch first"
         return self._section
 
+    @property
+    def copies(self) -> int:
+        """See ``PartitionWriter``."""
+        return self.ownership.head.copies
+
     def take_over(self) -> Steps[TakeoverResult | None]:
         """See ``PartitionWriter``. Nodes whose items are lost are returned as unknown nodes."""
         taken = yield from Ownership.take_over(self._target, sections=SNAPSHOT_SECTION)

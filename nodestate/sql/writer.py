@@ -53,6 +53,11 @@ class SqlWriter:
         assert self._ownership is not None, "call take_over or begin_epoch first"
         return self._ownership
 
+    @property
+    def copies(self) -> int:
+        """See ``PartitionWriter``."""
+        return self.ownership.head.copies
+
     def take_over(self) -> Steps[TakeoverResult | None]:
         """See ``PartitionWriter``."""
         taken = yield from Ownership.take_over(self._target, MAX_SILENT_S, SQL_SECTION)

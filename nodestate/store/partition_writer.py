@@ -66,6 +66,10 @@ class PartitionWriter(Protocol):
     ``EpochLostError``.
     """
 
+    @property
+    def copies(self) -> int:
+        """``Head.copies`` of the stored head, as far as this owner knows. Valid after the first success of a method."""
+
     def take_over(self) -> Steps[TakeoverResult | None]:
         """Become the owner of the stored state. Returns None if there is no usable one: then call ``begin_epoch``."""
 

@@ -1,0 +1,143 @@
+"""Two replicas of each partition: sequences of faults in which one server at a time is away.
+
+``tests/test_replicas.py`` has the single faults.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from nodestate.config import Config
+from nodestate.designs.control import Control, prepared, retired
+from nodestate.designs.control_store import ControlStore, newest
+from nodestate.designs.stored_design import StoredDesign
+from nodestate.testing import Fault
+from tests.machines.replica_reader import ReplicaReader
+from tests.machines.simulated_cell import JudgedReader, SimulatedCell
+from tests.test_replicas import NODES, begun, copies, head_of, require_current
+
+DESIGNS = ["journal", "snapshot"]
+
+
+@pytest.fixture(params=DESIGNS)
+def world(request: pytest.FixtureRequest) -> SimulatedCell:
+    """See ``tests.test_replicas``."""
+    return begun(request.param)
+
+
+def change_record(cell: SimulatedCell, step: str, design: str) -> None:
+    """An operator prepares or retires a design."""
+    operator = ControlStore(cell.config.cell, JudgedReader(cell, cell.config.read_design)._reader._stores)
+    found = operator.read()
+    known = newest(found)
+    assert known is not None
+    stored, steps = StoredDesign(design, cell.config.partitions), {"prepare": prepared, "retire": retired}
+    after: Control = steps[step](known, stored, "test")
+    operator.change(found, after)
+
+
+def all_die(cell: SimulatedCell) -> None:
+    """All consumers die, and none takes their place yet."""
+    for member in list(cell.members):
+        for source in member.sources.values():
+            source.inner.crash()
+        cell.members.remove(member)
+
+
+def start_all(cell: SimulatedCell) -> None:
+    """Two new consumers start."""
+    cell.start_member([0], [1])
+    cell.start_member([1], [0])
+
+
+def leave(cell: SimulatedCell, node: str) -> None:
+    """A node leaves, its leave is confirmed and stored, and its agent ends."""
+    cell.agents[node].publisher.leave()
+    cell.run_well(5)
+    del cell.agents[node]
+
+
+def require_that_what_may_be_left_says_2(cell: SimulatedCell) -> None:
+    """A replica whose head says 1 is known as such to its owner."""
+    letters = {cell.config.read_design: 0, f"{cell.config.read_design}_replica": 1}
+    for member in cell.members:
+        for partition in member.held:
+            for design in partition.writers.keys() - partition.joining:
+                head = head_of(cell, partition.number, letters[design])
+                if head is not None and head.copies == 1 and len(partition.writers) == 2:
+                    assert design in partition.alone, f"{design} of {partition.number} says 1, and may be left behind"
+
+
+def test_replica_whose_late_renewal_says_that_it_is_alone_is_not_left_behind(world: SimulatedCell) -> None:
+    """The owner's renewal got no reply. It arrives after the other replica was filled, and before the next renewal."""
+    world.servers[1].stop()
+    world.change_some(1.0)
+    world.run_well(5)
+    owner = next(member for member in world.members if any(held.number == 0 for held in member.held))
+    partition = next(held for held in owner.held if held.number == 0)
+    survivor = owner.stores[0]
+    for _ in range(100):
+        world.pass_time(0.25)
+        late = [False]
+
+        def plan(operation: str, count: int, late: list[bool] = late) -> Fault | None:
+            """Delay the renewal, which is a write of three items."""
+            if operation == "write" and count >= 3 and not late[0]:
+                late[0] = True
+                return Fault(done=0, late=True)
+            return None
+
+        survivor.plan = plan
+        owner.runs.step()
+        survivor.plan = lambda _operation, _count: None
+        if survivor.late:
+            break
+    else:
+        pytest.fail("no renewal was delayed")
+    world.servers[1].start()
+    for _ in range(40):
+        if not partition.joining:
+            break
+        world.pass_time(0.1)
+        owner.runs.step()
+    while survivor.late:
+        survivor.arrive()
+    for _ in range(20):
+        world.pass_time(0.25)
+        owner.runs.step()
+        require_that_what_may_be_left_says_2(world)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_first_copy_is_not_left_behind_before_it_says_that_there_is_a_replica(design: str) -> None:
+    """An operator prepares the replica. The server of the first copy fails right after the replica was begun."""
+    cell = SimulatedCell(
+        servers=2, config=Config(partitions=2, designs=(design,), read_design=design), follows_control=True
+    )
+    start_all(cell)
+    cell.readers = [ReplicaReader(cell)]
+    for name in NODES:
+        cell.start_agent(name, {"usage": {"VCPU": 1}})
+    cell.run_well(60)
+    change_record(cell, "prepare", f"{design}_replica")
+    for member in cell.members:
+        while not any(partition.joining for partition in member.held):
+            cell.pass_time(0.05)
+            member.runs._follow_control()
+    cell.servers[0].stop()
+    for _ in range(40):
+        cell.pass_time(0.1)
+        for member in cell.members:
+            member.step()
+    cell.change_some(1.0)
+    cell.run_well(5)
+    all_die(cell)
+    cell.servers[0].start()
+    cell.servers[1].stop()
+    start_all(cell)
+    cell.readers = [ReplicaReader(cell)]
+    cell.run_well(2)  # each view is judged
+    cell.servers[1].start()
+    cell.run_well(2 * cell.config.settle_s)
+    require_current(cell)
+    assert copies(cell) == [2, 2, 2, 2]
