@@ -533,7 +533,9 @@ def test_events_wait_while_no_design_is_written(monkeypatch: pytest.MonkeyPatch)
     member = world.members[0]
     held = next(iter(member.consumer.owned.values()))
     held.joining = set(held.writers)
-    monkeypatch.setattr(member.consumer._commits, "_joins_at", world.clock.monotonic() + 60)
+    later, storage = world.clock.monotonic() + 60, member.consumer._storage
+    joins_at = {storage.store_of(held.number, name).name: later for name in held.writers}
+    monkeypatch.setattr(member.consumer._commits, "_joins_at", joins_at)
     for agent in world.agents.values():
         agent.publisher.change({"usage": {"VCPU": 9}})
     world.confirm()

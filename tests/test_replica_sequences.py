@@ -141,3 +141,23 @@ def test_first_copy_is_not_left_behind_before_it_says_that_there_is_a_replica(de
     cell.run_well(2 * cell.config.settle_s)
     require_current(cell)
     assert copies(cell) == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("away", [0, 1, 2])
+def test_server_that_returns_is_filled_while_another_one_is_away(design: str, away: int) -> None:
+    """Each partition with both servers has two replicas in sync, however often the begin of other ones fails."""
+    config = Config(partitions=3, designs=(design, f"{design}_replica"), read_design=design)
+    cell = SimulatedCell(servers=3, config=config, follows_control=True)
+    cell.start_member([0, 1, 2], [])
+    for name in NODES:
+        cell.start_agent(name, {"usage": {"VCPU": 1}})
+    cell.run_well(60)
+    cell.servers[away].stop()
+    cell.run_well(5)
+    emptied = (away + 1) % 3
+    cell.servers[emptied].flush()
+    cell.run_well(30)
+    both = next(number for number in range(3) if away not in (number, (number + 1) % 3))
+    held = cell.members[0].runs.consumers[3].owned[both]  # type: ignore[union-attr]
+    assert not held.joining, f"partition {both} has a replica that was not begun again"

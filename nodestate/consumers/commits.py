@@ -80,8 +80,10 @@ class Commits:
         """Monotonic time for retries. Wall-clock time, because an event whose time is too far from it is refused."""
         self._log = log
         """The consumer's logger."""
-        self._joins_at = clock.monotonic()
-        """No new design is begun before this time, in monotonic seconds. It lies ahead only after a failure."""
+        self._joins_at: dict[str, float] = {}
+        """By name of a server on which a new design could not be begun: when to try again, in monotonic seconds. One
+        server that is away must not keep the partitions on other servers from beginning theirs.
+        """
         self._join_started = False
         """True once this step has begun new designs in one partition. The other partitions wait for later steps,
         because writing a large partition takes long.
@@ -126,9 +128,9 @@ class Commits:
             return partition.pending
         if partition.lost:
             partition.pending = partition.maintenance(partition.lost)
-        elif partition.joining and not self._join_started and self._joins_at <= self._clock.monotonic():
+        elif not self._join_started and (joinable := self._joinable(partition)):
             self._join_started = True
-            partition.pending = partition.maintenance(partition.joining)
+            partition.pending = partition.maintenance(joinable)
         elif partition.wants_repair:
             partition.pending = partition.maintenance(partition.wants_repair, frozenset(partition.wants_repair))
             partition.wants_repair = set()
@@ -150,6 +152,15 @@ class Commits:
                     nodes=len(partition.records),
                 )
         return partition.pending
+
+    def _joinable(self, partition: OwnedPartition) -> set[str]:
+        """The new designs of a partition that may be begun now."""
+        now, number = self._clock.monotonic(), partition.number
+        return {
+            name
+            for name in partition.joining
+            if self._joins_at.get(self._storage.store_of(number, name).name, now) <= now
+        }
 
     def _write(self, partition: OwnedPartition, name: str, now: float) -> Steps[None]:
         """Return the steps that write the partition's pending work in one design."""
@@ -191,7 +202,7 @@ class Commits:
             # A new design must not delay the designs that are written already. This work has no events, so it can be
             # dropped and chosen again later.
             partition.pending = None
-            self._joins_at = self._clock.monotonic() + JOIN_RETRY_S
+            self._joins_at[self._storage.store_of(number, name).name] = self._clock.monotonic() + JOIN_RETRY_S
             self._transitions.failing(f"begin of {name}", str(result))
         else:
             self._failures.respond(
