@@ -143,6 +143,20 @@ def test_first_copy_is_not_left_behind_before_it_says_that_there_is_a_replica(de
     assert copies(cell) == [2, 2, 2, 2]
 
 
+def test_reader_of_a_replica_that_is_retired_returns_to_the_first_copy(world: SimulatedCell) -> None:
+    world.servers[0].stop()
+    world.change_some(1.0)
+    world.run_well(10)
+    world.servers[0].start()
+    world.run_well(10)
+    assert world.readers[0].changes > 0  # type: ignore[attr-defined]
+    change_record(world, "retire", f"{world.config.read_design}_replica")
+    world.run_well(10)
+    world.change_some(1.0)
+    world.run_well(10)
+    require_current(world)
+
+
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("away", [0, 1, 2])
 def test_server_that_returns_is_filled_while_another_one_is_away(design: str, away: int) -> None:

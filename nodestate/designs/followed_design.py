@@ -51,6 +51,8 @@ class FollowedDesign:
         """By partition, its follower."""
         self._others: dict[int, tuple[Store, Follower]] = {}
         """By partition, the replica that is not read: its store and its follower. Empty until one is needed."""
+        self._moved: set[int] = set()
+        """The partitions that are read from the replica that ``stored`` does not name."""
 
     def work(self, *, with_life: bool) -> dict[int, tuple[Store, Steps[PartitionState]]]:
         """Return the steps of a refresh of every partition, each with the partition's store.
@@ -66,28 +68,31 @@ class FollowedDesign:
         """Record which partitions' refresh failed, from the results of the steps of ``work``."""
         self.errors = {p: result for p, result in results.items() if isinstance(result, NodestateError)}
 
-    def look_at_replicas(self, stores: Stores, *, with_life: bool) -> None:
+    def look_at_replicas(self, stores: Stores, *, with_life: bool, both_written: bool) -> None:
         """Refresh the other replica of each partition that failed or is too old; read it from now on if it is newer.
 
-        Call this after ``note_errors``, if the cell writes both replicas.
+        Call this after ``note_errors``.
 
         Args:
             stores: the stores of the cell.
             with_life: fetch the nodes' signs of life, too.
+            both_written: True if the cell writes both replicas. If not, only partitions that are read from the replica
+                that ``stored`` does not name are looked for: an operator may have retired it.
         """
+        if not both_written and not self._moved:
+            return
         oldest = self._clock.monotonic() - self._too_old_s
         doubtful = [
             p
             for p, follower in enumerate(self.followers)
-            if p in self.errors or follower.state.lost or follower.state.confirmed_at < oldest
+            if (both_written or p in self._moved)
+            and (p in self.errors or follower.state.lost or follower.state.confirmed_at < oldest)
         ]
         if not doubtful:
             return
         for p in doubtful:
             if p not in self._others:
-                is_first = self.followers[p].prefix == self._prefix(p, self.stored.design)
-                other = DESIGNS[self.stored.design].partner if is_first else self.stored.design
-                self._others[p] = self._follower(p, other, stores)
+                self._others[p] = self._follower(p, DESIGNS[self.stored.design].partner, stores)
         try:
             results = run({p: (self._others[p][0], self._others[p][1].refresh(with_life)) for p in doubtful})
         except ConfigError:  # a server cannot be used with these settings
@@ -97,6 +102,7 @@ class FollowedDesign:
                 read = self.stores[p], self.followers[p]
                 self.stores[p], self.followers[p] = self._others[p]
                 self._others[p] = read
+                self._moved ^= {p}
                 self.errors.pop(p, None)
 
     @property

@@ -159,8 +159,8 @@ class Reader:
         ):
             self._control = control
             self._coming = self._open(control.reads) if control.reads != live.stored else None
-        if self._has_replicas():  # as the record says now: this may be the first read
-            live.look_at_replicas(self._stores, with_life=with_life)
+        # As the record says now: this may be the first read.
+        live.look_at_replicas(self._stores, with_life=with_life, both_written=self._has_replicas())
         if self._coming is not None:
             self._switch_if_possible(self._coming, max_age, with_life=with_life)
 
