@@ -123,7 +123,7 @@ def test_first_copy_is_not_left_behind_before_it_says_that_there_is_a_replica(de
     for member in cell.members:
         while not any(partition.joining for partition in member.held):
             cell.pass_time(0.05)
-            member.runs._follow_control()
+            member.runs._follow_control()  # type: ignore[union-attr]
     cell.servers[0].stop()
     for _ in range(40):
         cell.pass_time(0.1)
@@ -141,6 +141,48 @@ def test_first_copy_is_not_left_behind_before_it_says_that_there_is_a_replica(de
     cell.run_well(2 * cell.config.settle_s)
     require_current(cell)
     assert copies(cell) == [2, 2, 2, 2]
+
+
+def test_old_claim_to_be_alone_is_not_trusted_after_another_owner_went_on_without_it(world: SimulatedCell) -> None:
+    """Each replica in turn goes on alone under an owner that cannot see the other one."""
+    world.servers[0].stop()
+    world.change_some(1.0)
+    world.run_well(5)
+    all_die(world)
+    world.servers[0].start()
+    world.servers[1].stop()
+    start_all(world)
+    world.run_well(2 * world.config.settle_s)
+    leave(world, NODES[0])
+    all_die(world)
+    world.servers[1].start()
+    world.servers[0].stop()
+    world.pass_time(5)
+    start_all(world)
+    world.readers = [ReplicaReader(world)]
+    world.run_well(5)  # each view is judged
+    world.servers[0].start()
+    world.run_well(2 * world.config.settle_s)
+    assert NODES[0] not in world.readers[0].read(5.0).nodes, "the leave was lost for good"
+    require_current(world)
+
+
+def test_replica_that_returns_after_a_doubt_gives_back_what_only_it_has(world: SimulatedCell) -> None:
+    """A node leaves while server 0 is away. Its owner dies as server 0 returns without that, and server 1 goes."""
+    world.servers[0].stop()
+    world.run_well(5)
+    leave(world, NODES[0])
+    all_die(world)
+    world.servers[0].start()
+    world.servers[1].stop()
+    world.pass_time(20)
+    start_all(world)
+    world.readers = [ReplicaReader(world)]
+    world.run_well(5)
+    world.servers[1].start()
+    world.run_well(3 * world.config.settle_s)
+    assert NODES[0] not in world.readers[0].read(5.0).nodes, "the leave was lost for good"
+    require_current(world)
 
 
 def test_reader_of_a_replica_that_is_retired_returns_to_the_first_copy(world: SimulatedCell) -> None:

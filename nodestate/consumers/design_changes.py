@@ -78,5 +78,8 @@ class DesignChanges:
                 this consumer was frozen meanwhile.
         """
         taken = yield from partition.writers[name].take_over()
+        if name in partition.doubted and taken is not None:
+            partition.take_back(taken, now)
+        partition.doubted.discard(name)
         if taken is None or not taken.epoch_continues or taken.records != partition.records:
             yield from self._storage.begin_epoch(partition, name, now)

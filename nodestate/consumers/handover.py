@@ -23,7 +23,7 @@ from typing import Any, Final
 from nodestate.auth import MessageAuth
 from nodestate.config import Config
 from nodestate.consumers.broker_session import BrokerSession
-from nodestate.consumers.handover_messages import handover_messages, signed_handover
+from nodestate.consumers.handover_messages import MAX_MESSAGE_BYTES, handover_messages, signed_handover
 from nodestate.consumers.owned_partitions import FormerPartition, OwnedPartitions
 from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
 from nodestate.errors import CorruptItemError
@@ -36,8 +36,6 @@ MAX_HANDOVERS_COUNT: Final = 8
 """Handovers of one partition before the consumer gives up, and names the nodes in its log. The pause before each is
 twice as long as the pause before the last one. An owner of an earlier version ignores all of them.
 """
-MAX_MESSAGE_BYTES: Final = 64 * 1024
-"""Intended size of a handover message."""
 NAMED_COUNT: Final = 20
 """Most nodes that one entry of the log names."""
 

@@ -36,6 +36,8 @@ from nodestate.ports import ACTIVATION, QUEUE_BEGAN
 
 HANDOVER: Final = ACTIVATION + b"handover "
 """The first bytes of a handover message. The rest is a msgpack array of events."""
+MAX_MESSAGE_BYTES: Final = 64 * 1024
+"""Intended size of a handover message."""
 DOUBTED_COUNT: Final = 100
 """Most nodes in one of the ``doubt_messages``, so that it fits into a commit whatever the length of their names."""
 EMPTY_STATE: Final = b"\x80"

@@ -11,7 +11,9 @@ The head of each replica says how many are in sync (``Head.copies``). An owner t
 - a replica that says 1: it has every event that was acknowledged. The other one is begun again.
 
 If only one replica could be read and it says 2, the other one may have gone on alone. Then the owner asks all agents,
-and the partition is incomplete until they had time to answer.
+and the partition is incomplete until they had time to answer. The same is true if it says 1 and its last owner was not
+caught up recently: another owner may have read only the other replica since, and gone on with that one. If such a
+replica is begun again, the nodes that only it has at their newest versions are folded first.
 
 A replica whose head says 1 is never left behind, because its head could later not tell that it lacks events. It can be
 left behind as soon as its head says 2.
@@ -105,14 +107,23 @@ class Replicas:
         partition.alone.add(DESIGNS[design].partner)
 
 
-def trusted(taken: Mapping[str, TakeoverResult]) -> dict[str, TakeoverResult]:
+def trusted(taken: Mapping[str, TakeoverResult], unread: Collection[str], config: Config) -> dict[str, TakeoverResult]:
     """Return the states that surely have all that was acknowledged, of the states that a takeover read.
 
-    A state is trusted if it needed no other replica, or if both replicas were read and neither went on alone.
+    A state is trusted if it needed no other replica, or if both replicas were read and neither went on alone. If the
+    other replica could not be read, the owner that needed none must have been caught up recently: after it, another
+    owner may have gone on with the other replica alone.
+
+    Args:
+        taken: by design, the states that were read.
+        unread: the designs that could not be read.
+        config: gives the greatest age that the head of a living owner can appear to have.
     """
     found: dict[str, TakeoverResult] = {}
     for design, one in taken.items():
-        other = taken.get(DESIGNS[design].partner) if design in DESIGNS else None
-        if one.copies == 1 or (other is not None and other.copies > 1):
+        partner = DESIGNS[design].partner if design in DESIGNS else ""
+        other = taken.get(partner)
+        recent = one.behind_ms is not None and one.behind_ms <= fresh_s(config) * 1000
+        if (one.copies == 1 and (recent or partner not in unread)) or (other is not None and other.copies > 1):
             found[design] = one
     return found

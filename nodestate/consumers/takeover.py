@@ -217,7 +217,7 @@ class Takeover:
             merged records, and those whose epoch cannot continue.
         """
         now = self._clock.monotonic()
-        known_to_be_whole = trusted(taken)
+        known_to_be_whole = trusted(taken, partition.joining, self._config)
         is_doubted = bool(taken) and not known_to_be_whole
         taken = known_to_be_whole or taken
         newest: dict[str, NodeRecord] = {}
@@ -238,6 +238,7 @@ class Takeover:
             partition.caught_up_at = asked_at - min(behind_ms) / 1000 if behind_ms else partition.caught_up_at
         if is_doubted:
             partition.unheard = {record.name for record in partition.records if not record.gone}
+            partition.doubted = set(partition.joining)
             self._log.warning(
                 "only one replica of a partition could be read, and the other one may have more: all its agents are "
                 "asked for reports, and the partition is incomplete until they had time to answer",
