@@ -185,6 +185,24 @@ def test_replica_that_returns_after_a_doubt_gives_back_what_only_it_has(world: S
     require_current(world)
 
 
+def test_doubt_outlives_the_owner_that_had_it(world: SimulatedCell) -> None:
+    """A state that only server 1 had is lost with its memory; two owners die before all agents could answer."""
+    world.servers[0].stop()
+    world.run_well(5)
+    leave(world, NODES[0])
+    for away_s in (10, 1):
+        all_die(world)
+        world.servers[0].start()
+        world.restart_server(1)
+        world.servers[1].stop()
+        world.pass_time(away_s)
+        start_all(world)
+        world.readers = [ReplicaReader(world)]
+        world.run_well(5)
+    world.run_well(3 * world.config.settle_s)  # each view is judged
+    assert world.readers[0].read(5.0).incomplete == {NODES[0]}
+
+
 def test_reader_of_a_replica_that_is_retired_returns_to_the_first_copy(world: SimulatedCell) -> None:
     world.servers[0].stop()
     world.change_some(1.0)

@@ -236,8 +236,11 @@ class Takeover:
             # of the lost node.
             behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.epoch_continues]
             partition.caught_up_at = asked_at - min(behind_ms) / 1000 if behind_ms else partition.caught_up_at
-        if is_doubted:
+        has_replicas = any(DESIGNS[name].partner in partition.writers for name in partition.writers)
+        if taken and not partition.complete and has_replicas:
+            # The owner before may have doubted its replica, and ended before it could mark the silent nodes.
             partition.unheard = {record.name for record in partition.records if not record.gone}
+        if is_doubted:
             partition.doubted = set(partition.joining)
             self._log.warning(
                 "only one replica of a partition could be read, and the other one may have more: all its agents are "
