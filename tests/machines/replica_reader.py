@@ -23,10 +23,11 @@ class ReplicaReader(FollowingReader):
 
     def read(self, max_age: float, on_stale: Literal["exclude", "flag"] = "flag", plan: Plan = all_well) -> View:
         """Read and check the view; a read never raises an error."""
-        before = dict(enumerate(self._reader._live.followers))
+        live = self._reader._live
+        before = dict(enumerate(live.followers))
         shown = {p: follower.state for p, follower in before.items()}
         view = super().read(max_age, on_stale, plan)
-        for p, follower in enumerate(self._reader._live.followers):
+        for p, follower in enumerate(live.followers if self._reader._live is live else ()):
             if follower is not before[p]:
                 self.changes += 1
                 table, last = shown[p].table, before[p].state.table
