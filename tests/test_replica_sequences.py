@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from nodestate.config import Config
+from nodestate.consumers.partition import OwnedPartition
 from nodestate.designs.control import Control, prepared, retired
 from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.stored_design import StoredDesign
@@ -183,6 +184,29 @@ def test_replica_that_returns_after_a_doubt_gives_back_what_only_it_has(world: S
     world.run_well(3 * world.config.settle_s)
     assert NODES[0] not in world.readers[0].read(5.0).nodes, "the leave was lost for good"
     require_current(world)
+
+
+def test_takeover_of_both_replicas_drops_nothing_that_only_the_older_one_has(
+    world: SimulatedCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first owner acknowledged a leave, and died before the head of its replica could say 1."""
+    with monkeypatch.context() as patch:
+        patch.setattr(OwnedPartition, "copies", lambda _partition, _design: 2)
+        world.servers[0].stop()
+        world.run_well(2)
+        leave(world, NODES[0])
+        all_die(world)
+    world.servers[0].start()
+    world.servers[1].stop()
+    world.pass_time(10)
+    start_all(world)
+    world.run_well(5)
+    all_die(world)
+    world.servers[1].start()
+    start_all(world)
+    world.readers = [ReplicaReader(world)]
+    world.run_well(3 * world.config.settle_s)
+    assert NODES[0] not in world.readers[0].read(5.0).nodes, "the leave was lost for good"
 
 
 def test_doubt_outlives_the_owner_that_had_it(world: SimulatedCell) -> None:

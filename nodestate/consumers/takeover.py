@@ -219,10 +219,11 @@ class Takeover:
         now = self._clock.monotonic()
         known_to_be_whole = trusted(taken, partition.joining, self._config)
         is_doubted = bool(taken) and not known_to_be_whole
-        taken = known_to_be_whole or taken
+        stored, taken = taken, known_to_be_whole or taken
         newest: dict[str, NodeRecord] = {}
         heard_at: dict[str, float] = {}
-        for one in sorted(taken.values(), key=lambda one: -len(one.records)):
+        # A replica that is not trusted may have events that an owner acknowledged right before its end.
+        for one in sorted(stored.values(), key=lambda one: -len(one.records)):
             _keep_newest(newest, one.records)
             for record, age_ms in zip(one.records, np.frombuffer(one.ages_ms, "<u4").tolist(), strict=False):
                 if age_ms != NEVER_HEARD:
