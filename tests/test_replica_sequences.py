@@ -38,7 +38,7 @@ def change_record(cell: SimulatedCell, step: str, design: str) -> None:
 
 
 def all_die(cell: SimulatedCell) -> None:
-    """All consumers die, and none takes their place yet."""
+    """All consumers die, and none takes their place."""
     for member in list(cell.members):
         for source in member.sources.values():
             source.inner.crash()

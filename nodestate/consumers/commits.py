@@ -21,6 +21,7 @@ from nodestate.consumers.design_changes import DesignChanges
 from nodestate.consumers.owned_partitions import OwnedPartitions
 from nodestate.consumers.partition import OwnedPartition, Pending
 from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
+from nodestate.consumers.replicas import note_copies
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.store_failures import StoreFailures
 from nodestate.consumers.transition_log import TransitionLog
@@ -190,7 +191,7 @@ class Commits:
             return
         if result is None:
             partition.lost.discard(name)
-            partition.note_copies(name)
+            note_copies(partition, name)
             if name in partition.joining:
                 partition.joining.discard(name)
                 self._changes.drop_retiring()

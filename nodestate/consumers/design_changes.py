@@ -18,6 +18,7 @@ from nodestate.config import Config
 from nodestate.consumers.owned_partitions import OwnedPartitions
 from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
+from nodestate.consumers.replicas import take_back
 from nodestate.designs import DESIGNS
 from nodestate.store.liveness import fresh_s
 from nodestate.store.round_trips import Steps
@@ -79,7 +80,7 @@ class DesignChanges:
         """
         taken = yield from partition.writers[name].take_over()
         if name in partition.doubted and taken is not None:
-            partition.take_back(taken, now)
+            take_back(partition, taken, now)
         partition.doubted.discard(name)
         if taken is None or not taken.epoch_continues or taken.records != partition.records:
             yield from self._storage.begin_epoch(partition, name, now)

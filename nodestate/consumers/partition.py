@@ -15,11 +15,9 @@ from nodestate.auth import NO_AUTH, EventAuth
 from nodestate.consumers.event_origin import check_origin
 from nodestate.consumers.handover_messages import (
     HANDOVER,
-    MAX_MESSAGE_BYTES,
     check_handed_over_clock,
     doubt_messages,
     handed_over_events,
-    handover_messages,
     handover_refusal,
     may_be_watermark,
 )
@@ -28,12 +26,12 @@ from nodestate.consumers.watermarks import Watermarks, is_marker
 from nodestate.designs import DESIGNS
 from nodestate.errors import BadEventError, CorruptItemError
 from nodestate.model import MAX_EVENT_BYTES, Event, FoldOutcome, Heartbeat, NodeRecord, check_clock, fold, parse_event
-from nodestate.model.record import is_sound, unknown_node
+from nodestate.model.record import unknown_node
 from nodestate.ports import QUEUE_BEGAN, Delivery
 from nodestate.store.damage import DAMAGE
 from nodestate.store.head import NEVER_HEARD
 from nodestate.store.owner_status import OwnerStatus
-from nodestate.store.partition_writer import Batch, PartitionWriter, TakeoverResult
+from nodestate.store.partition_writer import Batch, PartitionWriter
 
 if TYPE_CHECKING:
     from nodestate.consumers.resync_requests import ResyncBackoff
@@ -229,40 +227,6 @@ class OwnedPartition:
         """Return how many replicas are in sync, ``design`` included: 1 if it has no other replica or is alone."""
         partner = DESIGNS[design].partner
         return 2 if partner in self.writers and partner not in self.joining else 1
-
-    def take_back(self, taken: TakeoverResult, now: float) -> None:
-        """Fold what a replica has that could not be read at the takeover, as far as it is newer.
-
-        Puts messages at the end of the backlog that say it. The partition is not called complete before they are
-        folded. Then all is known that was acknowledged, so nodes that are silent are not doubted, unless the queue was
-        lost as well.
-
-        Args:
-            taken: the state of that replica.
-            now: monotonic seconds.
-        """
-        newer: list[NodeRecord] = []
-        for record in taken.records:
-            slot = self.slots.get(record.name)
-            known = self.records[slot] if slot is not None else None
-            if is_sound(record) and (known is None or (record.version, record.wanted) > (known.version, known.wanted)):
-                newer.append(record)
-        messages = handover_messages(newer, MAX_MESSAGE_BYTES)
-        self.backlog.extend(Delivery(self.number, body, None, 0) for body in messages)
-        if newer and not self.complete:
-            self.complete_after = max(self.complete_after, now)
-        if not self.queue_began and taken.complete and all(map(is_sound, taken.records)):
-            self.unheard.intersection_update(record.name for record in newer)
-
-    def note_copies(self, design: str) -> None:
-        """Note what the stored head of a design says of copies. Call this after each success of its writer.
-
-        After a renewal or commit whose earlier try was stored, the stored head says what that try said.
-        """
-        if self.writers[design].copies > 1:
-            self.alone.discard(design)
-        else:
-            self.alone.add(design)
 
     def status(self, now: float, design: str) -> OwnerStatus:
         """Return the owner's status to write into the head of a design together with the pending work.

@@ -15,6 +15,7 @@ from nodestate.consumers.handover import NAMED_COUNT
 from nodestate.consumers.owned_partitions import OwnedPartitions
 from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
+from nodestate.consumers.replicas import note_copies
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.store_failures import StoreFailures
 from nodestate.errors import NodestateError
@@ -89,7 +90,7 @@ class Renewal:
                 stored = {design for (n, design), one in results.items() if n == number and isinstance(one, bool)}
                 self._failures.respond(renewed, name, result, stored)
                 continue
-            renewed.note_copies(name)
+            note_copies(renewed, name)
             if result:
                 self._stats.repairs += 1
                 renewed.request_repair(name)

@@ -25,10 +25,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from nodestate.config import Config
+from nodestate.consumers.handover_messages import MAX_MESSAGE_BYTES, handover_messages
 from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.partition_storage import PartitionStorage
 from nodestate.designs import DESIGNS
 from nodestate.errors import EpochLostError, NodestateError, StoreError
+from nodestate.model import NodeRecord
+from nodestate.model.record import is_sound
+from nodestate.ports import Delivery
 from nodestate.store.liveness import fresh_s
 from nodestate.store.partition_writer import TakeoverResult
 
@@ -105,6 +109,43 @@ class Replicas:
         partition.lost.discard(design)
         partition.wants_repair.discard(design)
         partition.alone.add(DESIGNS[design].partner)
+
+
+def note_copies(partition: OwnedPartition, design: str) -> None:
+    """Note the number of copies that the stored head of a design names. Call this after each success of its writer.
+
+    After a renewal or commit whose earlier try was stored, the stored head has the number of that try.
+    """
+    if partition.writers[design].copies > 1:
+        partition.alone.discard(design)
+    else:
+        partition.alone.add(design)
+
+
+def take_back(partition: OwnedPartition, taken: TakeoverResult, now: float) -> None:
+    """Fold the newer nodes of a replica that could not be read at the takeover.
+
+    Puts messages at the end of the backlog that say it. The partition is not called complete before they are folded.
+    Then all is known that was acknowledged, so nodes that are silent are not doubted, unless the queue was lost as
+    well.
+
+    Args:
+        partition: the owned partition.
+        taken: the state of that replica.
+        now: monotonic seconds.
+    """
+    newer: list[NodeRecord] = []
+    for record in taken.records:
+        slot = partition.slots.get(record.name)
+        known = partition.records[slot] if slot is not None else None
+        if is_sound(record) and (known is None or (record.version, record.wanted) > (known.version, known.wanted)):
+            newer.append(record)
+    messages = handover_messages(newer, MAX_MESSAGE_BYTES)
+    partition.backlog.extend(Delivery(partition.number, body, None, 0) for body in messages)
+    if newer and not partition.complete:
+        partition.complete_after = max(partition.complete_after, now)
+    if not partition.queue_began and taken.complete and all(map(is_sound, taken.records)):
+        partition.unheard.intersection_update(record.name for record in newer)
 
 
 def trusted(taken: Mapping[str, TakeoverResult], unread: Collection[str], config: Config) -> dict[str, TakeoverResult]:
