@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from nodestate.config import Config
+from nodestate.consumers.member import Member
 from nodestate.consumers.partition import OwnedPartition
 from nodestate.designs.control import Control, prepared, retired
 from nodestate.designs.control_store import ControlStore, newest
@@ -15,7 +16,16 @@ from nodestate.designs.stored_design import StoredDesign
 from nodestate.testing import Fault
 from tests.machines.replica_reader import ReplicaReader
 from tests.machines.simulated_cell import JudgedReader, SimulatedCell
-from tests.test_replicas import NODES, begun, copies, head_of, require_current
+from tests.test_replicas import (
+    NODES,
+    all_die,
+    begun,
+    changes_of,
+    copies,
+    head_of,
+    require_current,
+    start_all,
+)
 
 DESIGNS = ["journal", "snapshot"]
 
@@ -35,20 +45,6 @@ def change_record(cell: SimulatedCell, step: str, design: str) -> None:
     stored, steps = StoredDesign(design, cell.config.partitions), {"prepare": prepared, "retire": retired}
     after: Control = steps[step](known, stored, "test")
     operator.change(found, after)
-
-
-def all_die(cell: SimulatedCell) -> None:
-    """All consumers die, and none takes their place."""
-    for member in list(cell.members):
-        for source in member.sources.values():
-            source.inner.crash()
-        cell.members.remove(member)
-
-
-def start_all(cell: SimulatedCell) -> None:
-    """Two new consumers start."""
-    cell.start_member([0], [1])
-    cell.start_member([1], [0])
 
 
 def leave(cell: SimulatedCell, node: str) -> None:
@@ -124,7 +120,8 @@ def test_first_copy_is_not_left_behind_before_it_says_that_there_is_a_replica(de
     for member in cell.members:
         while not any(partition.joining for partition in member.held):
             cell.pass_time(0.05)
-            member.runs._follow_control()  # type: ignore[union-attr]
+            assert isinstance(member.runs, Member)
+            member.runs._follow_control()
     cell.servers[0].stop()
     for _ in range(40):
         cell.pass_time(0.1)
@@ -233,7 +230,7 @@ def test_reader_of_a_replica_that_is_retired_returns_to_the_first_copy(world: Si
     world.run_well(10)
     world.servers[0].start()
     world.run_well(10)
-    assert world.readers[0].changes > 0  # type: ignore[attr-defined]
+    assert changes_of(world) > 0
     change_record(world, "retire", f"{world.config.read_design}_replica")
     world.run_well(10)
     world.change_some(1.0)
@@ -257,5 +254,5 @@ def test_server_that_returns_is_filled_while_another_one_is_away(design: str, aw
     cell.servers[emptied].flush()
     cell.run_well(30)
     both = next(number for number in range(3) if away not in (number, (number + 1) % 3))
-    held = cell.members[0].runs.consumers[3].owned[both]  # type: ignore[union-attr]
+    held = next(held for held in cell.members[0].held if held.number == both)
     assert not held.joining, f"partition {both} has a replica that was not begun again"

@@ -35,8 +35,7 @@ def world(request: pytest.FixtureRequest) -> SimulatedCell:
 def begun(design: str, servers: int = 2) -> SimulatedCell:
     config = Config(partitions=2, designs=(design, f"{design}_replica"), read_design=design)
     cell = SimulatedCell(servers=servers, config=config, follows_control=True)
-    cell.start_member([0], [1])
-    cell.start_member([1], [0])
+    start_all(cell)
     cell.readers = [ReplicaReader(cell)]
     for name in NODES:
         cell.start_agent(name, {"usage": {"VCPU": 1}})
@@ -63,19 +62,42 @@ def copies(cell: SimulatedCell) -> list[int]:
     return [head.copies if head is not None else 0 for head in heads]
 
 
+def all_die(cell: SimulatedCell) -> None:
+    """All consumers die, and none takes their place."""
+    for member in list(cell.members):
+        for source in member.sources.values():
+            source.inner.crash()
+        cell.members.remove(member)
+
+
+def start_all(cell: SimulatedCell) -> None:
+    """Two new consumers start."""
+    cell.start_member([0], [1])
+    cell.start_member([1], [0])
+
+
+def changes_of(cell: SimulatedCell) -> int:
+    """How often the reader of the cell went over to the other replica of a partition."""
+    [reader] = cell.readers
+    assert isinstance(reader, ReplicaReader)
+    return reader.changes
+
+
 def require_current(cell: SimulatedCell) -> None:
     """Require that the reader's next view is whole and has the newest version of every node."""
     view = cell.readers[0].read(5.0)
     assert not view.stale, "a node is stale"
     assert not view.incomplete, "a node or a partition is incomplete"
     for name, agent in cell.agents.items():
-        assert view.nodes.record(name).version == agent.publisher.version, f"{name} is old"  # type: ignore[union-attr]
+        record = view.nodes.record(name)
+        assert record is not None, f"{name} is missing"
+        assert record.version == agent.publisher.version, f"{name} is old"
 
 
 def test_each_partition_is_on_two_servers(world: SimulatedCell) -> None:
     assert copies(world) == [2, 2, 2, 2]
     require_current(world)
-    assert world.readers[0].changes == 0, "a reader reads one replica while it is well"  # type: ignore[attr-defined]
+    assert changes_of(world) == 0, "a reader reads one replica while it is well"
 
 
 @pytest.mark.parametrize("gone", [0, 1])
@@ -151,16 +173,11 @@ def test_new_owner_doubts_a_replica_that_may_lack_events(world: SimulatedCell) -
     world.servers[1].stop()
     world.change_some(1.0)
     world.run_well(5)
-    dead = list(world.members)
-    for member in dead:
-        for source in member.sources.values():
-            source.inner.crash()
-        world.members.remove(member)
+    all_die(world)
     world.servers[1].start()
     world.servers[0].stop()
     with capture_logs() as logs:
-        world.start_member([0], [1])
-        world.start_member([1], [0])
+        start_all(world)
         world.run_well(3)
         assert world.readers[0].read(5.0).incomplete, "a state that may lack acknowledged events passes for complete"
         world.run_well(2 * world.config.settle_s)
@@ -187,14 +204,10 @@ def test_replica_that_says_that_it_is_alone_is_not_left_behind(world: SimulatedC
     world.servers[0].stop()
     world.change_some(1.0)
     world.run_well(3)
-    for member in list(world.members):
-        for source in member.sources.values():
-            source.inner.crash()
-        world.members.remove(member)
+    all_die(world)
     world.servers[0].start()
     world.servers[1].stop()
-    world.start_member([0], [1])
-    world.start_member([1], [0])
+    start_all(world)
     world.run_well(5)  # each view is judged
     require_current(world)
 

@@ -89,7 +89,7 @@ class SqlStore:
         sever_in_children(self)
         call_in_children(self._leave_to_parent)
 
-    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:  # noqa: ARG002 - a hint
+    def fetch(self, keys: Sequence[Key], *, values_only: bool = False) -> dict[Key, Item]:  # noqa: ARG002 - it saves nothing here
         """See ``ports.Store``. Heads are read before rows."""
         if not keys:
             return {}

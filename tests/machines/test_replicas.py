@@ -9,23 +9,19 @@ from contextlib import ExitStack
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, rule
 from structlog.testing import capture_logs
 
 from nodestate.config import Config
-from nodestate.testing import Fault
+from tests.machines.faulty_cell import FaultyCellMachine, calls, numbers
 from tests.machines.replica_reader import ReplicaReader
-from tests.machines.simulated_cell import SimulatedCell, at_call, small_limits
+from tests.machines.simulated_cell import SimulatedCell, small_limits
 
 NODES = [f"node-{number}" for number in range(5)]
 DESIGNS = [("journal", "journal_replica"), ("snapshot", "snapshot_replica")]
-MAX_AGE_S = 5.0
-numbers = st.integers(min_value=0, max_value=10_000)
-calls = st.integers(min_value=0, max_value=12)
-faults = st.builds(Fault, done=st.none() | st.integers(0, 3), late=st.booleans())
 
 
-class ReplicasStateMachine(RuleBasedStateMachine):
+class ReplicasStateMachine(FaultyCellMachine):
     """Servers and consumers come and go in any order, and calls fail."""
 
     def __init__(self) -> None:
@@ -46,26 +42,6 @@ class ReplicasStateMachine(RuleBasedStateMachine):
         self.follower = ReplicaReader(self.cell)
         self.cell.readers = [self.follower]
 
-    @rule(rounds=st.integers(1, 5))
-    def churn(self, rounds: int) -> None:
-        for _ in range(rounds):
-            self.cell.change_some(0.7)
-            self.cell.run_well(0.5)
-
-    @rule(which=numbers, call=calls, fault=faults)
-    def step_with_fault(self, which: int, call: int, fault: Fault) -> None:
-        self.cell.change_some(0.5)
-        self.cell.members[which % len(self.cell.members)].step(at_call(call, fault))
-
-    @rule(which=numbers, call=calls, fault=faults)
-    def die_in_a_step(self, which: int, call: int, fault: Fault) -> None:
-        self.cell.change_some(0.5)
-        self.cell.members[which % len(self.cell.members)].step(at_call(call, fault), dies=True)
-
-    @rule(which=numbers)
-    def die(self, which: int) -> None:
-        self.cell.members[which % len(self.cell.members)].die()
-
     @rule(which=numbers, call=calls, rounds=st.integers(1, 4))
     def be_overtaken(self, which: int, call: int, rounds: int) -> None:
         """A consumer is frozen in a step while the other one takes its partitions over."""
@@ -80,32 +56,6 @@ class ReplicasStateMachine(RuleBasedStateMachine):
                     other.step()
 
         self.cell.overtaken(member, call, meanwhile)
-
-    @rule(which=numbers, up=st.booleans())
-    def outage(self, which: int, up: bool) -> None:
-        """A server is away, or returns with its old contents."""
-        server = self.cell.servers[which % len(self.cell.servers)]
-        if up:
-            server.start()
-        else:
-            server.stop()
-
-    @rule(which=numbers)
-    def lose_a_server(self, which: int) -> None:
-        self.cell.restart_server(which % len(self.cell.servers))
-
-    @rule(call=calls)
-    def read_with_a_fault(self, call: int) -> None:
-        self.follower.read(MAX_AGE_S, plan=at_call(call, Fault()))
-
-    @rule(seconds=st.sampled_from([0.5, 2.0, 8.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.cell.pass_time(seconds)
-
-    @invariant()
-    def reader_sees_no_violation(self) -> None:
-        if hasattr(self, "follower"):
-            self.follower.read(MAX_AGE_S)
 
     def teardown(self) -> None:
         """In the end the view equals the agents' states, and both replicas have it."""

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, rule
 from structlog.testing import capture_logs
 
 from nodestate.designs.control import Control, cleared, cut_over, prepared, retired, rolled_back
@@ -19,21 +19,17 @@ from nodestate.designs.layout_removal import remove_layout_epochs
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import ControlLostError, DesignStepError, StoreError
 from nodestate.store.round_trips import Stores
-from nodestate.testing import Fault
+from tests.machines.faulty_cell import MAX_AGE_S, FaultyCellMachine, numbers
 from tests.machines.following_reader import FollowingReader, stored_design_of
-from tests.machines.simulated_cell import JudgedReader, SimulatedCell, at_call, small_limits
+from tests.machines.simulated_cell import JudgedReader, SimulatedCell, small_limits
 
 NODES = [f"node-{number}" for number in range(5)]
 NAMES = ["journal", "snapshot", "snapshot_b", "sql"]
 FIRST = ["journal", "snapshot", "sql"]
 LAYOUTS = [2, 3]
-MAX_AGE_S = 5.0
-numbers = st.integers(min_value=0, max_value=10_000)
-calls = st.integers(min_value=0, max_value=12)
-faults = st.builds(Fault, done=st.none() | st.integers(0, 3), late=st.booleans())
 
 
-class SwitchingStateMachine(RuleBasedStateMachine):
+class SwitchingStateMachine(FaultyCellMachine):
     """An operator takes any steps in any order while consumers die, servers lose all items, and calls fail."""
 
     def __init__(self) -> None:
@@ -94,53 +90,6 @@ class SwitchingStateMachine(RuleBasedStateMachine):
             ):
                 return cleared(known, design.partitions, "machine")
         return known
-
-    # -- changes and faults
-
-    @rule(rounds=st.integers(1, 5))
-    def churn(self, rounds: int) -> None:
-        for _ in range(rounds):
-            self.cell.change_some(0.7)
-            self.cell.run_well(0.5)
-
-    @rule(which=numbers, call=calls, fault=faults)
-    def step_with_fault(self, which: int, call: int, fault: Fault) -> None:
-        self.cell.change_some(0.5)
-        self.cell.members[which % len(self.cell.members)].step(at_call(call, fault))
-
-    @rule(which=numbers, call=calls, fault=faults)
-    def die_in_a_step(self, which: int, call: int, fault: Fault) -> None:
-        self.cell.change_some(0.5)
-        self.cell.members[which % len(self.cell.members)].step(at_call(call, fault), dies=True)
-
-    @rule(which=numbers)
-    def die(self, which: int) -> None:
-        self.cell.members[which % len(self.cell.members)].die()
-
-    @rule(which=numbers, up=st.booleans())
-    def outage(self, which: int, up: bool) -> None:
-        server = self.cell.both[which % len(self.cell.both)]
-        if up:
-            server.start()
-        else:
-            server.stop()
-
-    @rule(which=numbers)
-    def lose_a_server(self, which: int) -> None:
-        self.cell.restart_server(which % len(self.cell.both))
-
-    @rule(call=calls)
-    def read_with_a_fault(self, call: int) -> None:
-        self.follower.read(MAX_AGE_S, plan=at_call(call, Fault()))
-
-    @rule(seconds=st.sampled_from([0.5, 2.0, 8.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.cell.pass_time(seconds)
-
-    @invariant()
-    def reader_that_follows_sees_no_violation(self) -> None:
-        if hasattr(self, "follower"):
-            self.follower.read(MAX_AGE_S)
 
     def teardown(self) -> None:
         """In the end the reader reads the design of the record, complete and equal to the agents' states."""
