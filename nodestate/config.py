@@ -166,6 +166,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return servers_of(self.store)
 
     @property
+    def replicas_count(self) -> int:
+        """Number of servers of ``store`` that have each partition and each claim record: 1 or 2."""
+        return self.replicas
+
+    @property
     def broker_tls(self) -> TlsFiles:
         """The files for TLS with the broker."""
         return TlsFiles("broker", self.broker_ca, self.broker_cert, self.broker_key)
@@ -339,11 +344,11 @@ def load(
         raise ConfigError(
             f"{sources.get('designs', 'settings')}: no design {unknown[0]!r}; give one of {', '.join(DESIGN_NAMES)}"
         )
-    if config.replicas > 1:
-        if len(config.store_servers) < config.replicas:
+    if config.replicas_count > 1:
+        if len(config.store_servers) < config.replicas_count:
             raise ConfigError(
-                f"{sources.get('replicas', 'settings')}: replicas {config.replicas} needs as many memcached servers, "
-                "and store names fewer: give store=memcached://host:port,host:port"
+                f"{sources.get('replicas', 'settings')}: replicas {config.replicas_count} needs as many memcached "
+                "servers, and store names fewer: give store=memcached://host:port,host:port"
             )
         more = (f"{name}_replica" for name in config.designs if name in REPLICATED_DESIGNS)
         config = msgspec.structs.replace(config, designs=tuple(dict.fromkeys((*config.designs, *more))))
