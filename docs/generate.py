@@ -64,8 +64,8 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
     },
     "nodestate.ports.store": {"MAX_TTL_S": "a time to live; memcached interprets a larger number as a date"},
     "nodestate.store.wire": {"PART_BYTES": "intended size of one part of a checkpoint"},
+    "nodestate.consumers.pending_work": {"MAX_DEAD_LETTER_BYTES": "the kept part of a refused message"},
     "nodestate.consumers.partition": {
-        "MAX_DEAD_LETTER_BYTES": "the kept part of a refused message",
         "MAX_SEGMENT_BYTES": "events of one commit; less where the server's items are smaller",
     },
     "nodestate.consumers.resync_requests": {

@@ -21,7 +21,8 @@ from nodestate.auth.keys import CellKeys, NodeKeys
 from nodestate.auth.signatures import BLOCK_BYTES, FIELD_BYTES, Mac
 from nodestate.config import Config
 from nodestate.consumers.handover_messages import handover_messages, signed_handover
-from nodestate.consumers.partition import OwnedPartition, Pending
+from nodestate.consumers.partition import OwnedPartition
+from nodestate.consumers.pending_work import Pending
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import Watermarks
 from nodestate.errors import BadEventError, ConfigError

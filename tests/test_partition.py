@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from nodestate.consumers.handover_messages import HANDOVER
-from nodestate.consumers.partition import MAX_DEAD_LETTER_BYTES, OwnedPartition, Pending
+from nodestate.consumers.partition import OwnedPartition
+from nodestate.consumers.pending_work import MAX_DEAD_LETTER_BYTES, Pending
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import Watermarks
 from nodestate.model import MAX_CLOCK_AHEAD_S, parse_event

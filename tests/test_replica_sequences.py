@@ -10,6 +10,7 @@ import pytest
 from nodestate.config import Config
 from nodestate.consumers.member import Member
 from nodestate.consumers.partition import OwnedPartition
+from nodestate.consumers.watermarks import is_marker
 from nodestate.designs.control import Control, prepared, retired
 from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.stored_design import StoredDesign
@@ -256,3 +257,75 @@ def test_server_that_returns_is_filled_while_another_one_is_away(design: str, aw
     both = next(number for number in range(3) if away not in (number, (number + 1) % 3))
     held = next(held for held in cell.members[0].held if held.number == both)
     assert not held.joining, f"partition {both} has a replica that was not begun again"
+
+
+QUICK = {"heartbeat_s": 0.5, "resync_jitter_s": 0.0, "renew_s": 2.0}
+"""Settings with which a partition may be complete before a replica is no longer recent."""
+
+
+def be_succeeded(cell: SimulatedCell, away: int) -> None:
+    """All consumers die. New ones start, which see all servers but one."""
+    all_die(cell)
+    for number, server in enumerate(cell.servers):
+        if number == away:
+            server.stop()
+        else:
+            server.start()
+    start_all(cell)
+
+
+@pytest.mark.parametrize(
+    ("design", "doubting_s", "settings"),
+    [("journal", [1.5], {}), ("snapshot", [1.5, 1.5], {}), ("journal", [4.5, 0.5], QUICK)],
+)
+def test_owners_in_quick_succession_lose_no_event(
+    design: str, doubting_s: list[float], settings: dict[str, float]
+) -> None:
+    """A replica went on alone. Within seconds owners see only the other one, and then only the first one again."""
+    world = begun(design, **settings)
+    world.servers[0].stop()
+    world.run_well(5)
+    for seconds in doubting_s:
+        be_succeeded(world, away=1)
+        world.run_well(seconds)
+    world.agents[NODES[0]].publisher.leave()
+    world.run_well(1)
+    del world.agents[NODES[0]]
+    be_succeeded(world, away=0)
+    world.readers = [ReplicaReader(world)]
+    world.run_well(10)  # each view is judged
+    world.servers[1].start()
+    world.servers[0].start()
+    world.run_well(3 * world.config.settle_s)
+    assert NODES[0] not in world.readers[0].read(5.0).nodes, "the leave was lost for good"
+    require_current(world)
+
+
+def test_owner_that_doubts_its_replica_acknowledges_after_some_seconds() -> None:
+    """More messages wait than the broker delivers without an acknowledgement, and one of them is refused."""
+    world = begun("snapshot")
+    world.broker.prefetch = 4
+    be_succeeded(world, away=1)
+    world.run_well(0.5)
+    world.poisoned(0, b"no event")
+    for _ in range(3):
+        world.change_some(1.0)
+    world.run_well(4)
+    held = [held for member in world.members for held in member.held]
+    assert all(one.processed for one in held)
+    assert any(one.refused for one in held)
+    assert not world.broker.dead_letters, "the effect of a refused message may be lost as well"
+    world.run_well(2 * world.config.settle_s)
+    assert len(world.broker.dead_letters) == 1
+    assert not any(not is_marker(body) for partition in (0, 1) for body in world.broker.queued(partition))
+    require_current(world)
+
+
+def test_owner_that_filled_the_other_replica_again_acknowledges_at_once() -> None:
+    world = begun("journal")
+    be_succeeded(world, away=1)
+    world.change_some(1.0)
+    world.run_well(1)
+    world.servers[1].start()
+    world.run_well(3)
+    assert not any(held.processed or held.doubted for member in world.members for held in member.held)

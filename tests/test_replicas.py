@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -32,8 +34,9 @@ def world(request: pytest.FixtureRequest) -> SimulatedCell:
     return begun(request.param)
 
 
-def begun(design: str, servers: int = 2) -> SimulatedCell:
-    config = Config(partitions=2, designs=(design, f"{design}_replica"), read_design=design)
+def begun(design: str, servers: int = 2, **settings: Any) -> SimulatedCell:
+    """See ``world``. ``settings`` are fields of ``Config``."""
+    config = Config(partitions=2, designs=(design, f"{design}_replica"), read_design=design, **settings)
     cell = SimulatedCell(servers=servers, config=config, follows_control=True)
     start_all(cell)
     cell.readers = [ReplicaReader(cell)]

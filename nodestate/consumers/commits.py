@@ -5,6 +5,7 @@ One batch of one partition::
     (none) --fold--> pending in every design --one design stored it--> pending in the other designs
     pending --a store failed--> pending: the same batch is written again after a pause; other partitions go on
     pending in no design --> its messages are acknowledged; a refused message only after it is a dead letter
+pending in no design, and the owner doubts its replica --> its messages are acknowledged later (``replicas``)
 
 New epochs, new designs and repairs are written in the same way. They are written before new events. Under a steady
 stream of events there would be no time for them afterwards.
@@ -19,8 +20,9 @@ from nodestate.config import Config
 from nodestate.consumers.broker_session import BrokerSession
 from nodestate.consumers.design_changes import DesignChanges
 from nodestate.consumers.owned_partitions import OwnedPartitions
-from nodestate.consumers.partition import OwnedPartition, Pending
+from nodestate.consumers.partition import OwnedPartition
 from nodestate.consumers.partition_storage import DesignOfPartition, PartitionStorage
+from nodestate.consumers.pending_work import Pending
 from nodestate.consumers.replicas import note_copies
 from nodestate.consumers.statistics import ConsumerStats
 from nodestate.consumers.store_failures import StoreFailures
@@ -93,7 +95,8 @@ class Commits:
     def write_due(self) -> None:
         """Write the pending work of each partition that is not postponed.
 
-        If every design of a partition has stored its work, the work is finished and its messages are acknowledged.
+        If every design of a partition has stored its work, the work is finished, and its messages are acknowledged
+        unless the owner doubts its replica.
         """
         now = self._clock.monotonic()
         self._join_started = False
@@ -115,8 +118,13 @@ class Commits:
             self._record_result(number, name, result)
         for partition in self._owned:
             pending = partition.pending
-            if self._owned.owns(partition) and pending is not None and not pending.unconfirmed_designs:
+            if not self._owned.owns(partition):
+                continue  # the session ended
+            if pending is not None and not pending.unconfirmed_designs:
                 self._finish(partition)
+            if partition.processed and not partition.withholds(now):
+                processed, partition.processed = partition.processed, []
+                self._session.acknowledge(processed)
 
     def _pending_work(self, partition: OwnedPartition) -> Pending | None:
         """Return the pending work of a partition, or choose new work if none is pending.
@@ -213,7 +221,7 @@ class Commits:
     def _finish(self, partition: OwnedPartition) -> None:
         """Finish pending work that every design has stored.
 
-        Acknowledges its messages, except the refused messages, which wait for ``DeadLetters``.
+        Its messages are to be acknowledged, except the refused messages, which wait for ``DeadLetters``.
         """
         pending, partition.pending = partition.pending, None
         assert pending is not None
@@ -221,4 +229,4 @@ class Commits:
         partition.refused.extend(pending.bad)
         # ``QUEUE_BEGAN`` is acknowledged when the partition is complete again, so that the next owner gets it, too.
         kept = {id(delivery) for delivery, _ in pending.bad} | {id(delivery) for delivery in partition.doubting}
-        self._session.acknowledge([delivery for delivery in pending.deliveries if id(delivery) not in kept])
+        partition.processed += [delivery for delivery in pending.deliveries if id(delivery) not in kept]

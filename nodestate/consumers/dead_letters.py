@@ -67,7 +67,7 @@ class DeadLetters:
         now = self._clock.monotonic()
         if now < self._due_at:
             return
-        while waiting := [partition for partition in self._owned if partition.refused]:
+        while waiting := [one for one in self._owned if one.refused and not one.withholds(now)]:
             for partition in sorted(waiting, key=lambda one: (one.number <= self._last_number, one.number)):
                 self._last_number = partition.number
                 if not self._send_some(partition) or self._clock.monotonic() - now >= MAX_SEND_S:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -21,6 +20,7 @@ from nodestate.consumers.handover_messages import (
     handover_refusal,
     may_be_watermark,
 )
+from nodestate.consumers.pending_work import Pending
 from nodestate.consumers.statistics import EventCounts
 from nodestate.consumers.watermarks import Watermarks, is_marker
 from nodestate.designs import DESIGNS
@@ -40,42 +40,8 @@ _encode = msgspec.msgpack.Encoder().encode
 
 MAX_SEGMENT_BYTES = 512 * 1024
 """Most bytes of events in one commit. A larger batch is split, so that each journal segment fits into one item."""
-MAX_DEAD_LETTER_BYTES: Final = 64 * 1024
-"""Most bytes of a refused message that are kept: a consumer may hold ``prefetch`` of them in each partition."""
 BIN_HEADER_BYTES: Final = 5
 """Bytes that msgpack adds to each event in a segment."""
-
-
-@dataclass(slots=True)
-class Pending:
-    """Work of one partition that is not yet stored in every design: a batch of events, new epochs, or repairs."""
-
-    batch: Batch
-    """The events to commit, and the nodes that they changed."""
-    deliveries: list[Delivery]
-    """The messages taken from the backlog for this work, in order: events, markers and refused messages."""
-    unconfirmed_designs: set[str]
-    """Designs that have not yet stored the work. When none is left, the deliveries are acknowledged."""
-    repair: frozenset[str] = frozenset()
-    """Designs in which the lost items are written again, instead of the batch."""
-    bad: list[tuple[Delivery, BadEventError]] = field(default_factory=list)
-    """Refused messages with the reasons. Each message is acknowledged only after it is a dead letter."""
-    replaced: dict[int, NodeRecord] = field(default_factory=dict)
-    """By slot, the record that the first of the events replaced. Slots from ``batch.size_before`` on are missing."""
-    lost_queue: bool = False
-    """True if the deliveries are the first of a queue that replaces one with lost messages."""
-    caught_up_at: float = -math.inf
-    """Send time of the last watermark message among the deliveries, in monotonic seconds. Once the work is stored, the
-    partition has caught up to this time.
-    """
-
-    def refuse(self, delivery: Delivery, error: BadEventError) -> None:
-        """Add the last of the deliveries to ``bad``; at most ``MAX_DEAD_LETTER_BYTES`` of its body are kept."""
-        if len(delivery.body) > MAX_DEAD_LETTER_BYTES:
-            cut_from = delivery.cut_from or len(delivery.body)
-            delivery = replace(delivery, body=delivery.body[:MAX_DEAD_LETTER_BYTES], cut_from=cut_from)
-            self.deliveries[-1] = delivery
-        self.bad.append((delivery, error))
 
 
 class OwnedPartition:
@@ -113,6 +79,8 @@ class OwnedPartition:
         """The work that is being written; None if there is none."""
         self.refused: deque[tuple[Delivery, BadEventError]] = deque()
         """Refused messages with the reasons, to be published to the dead-letter queue and then acknowledged."""
+        self.processed: list[Delivery] = []
+        """Messages whose work is stored in every design, to be acknowledged unless ``withholds``."""
 
         self.caught_up_at = -math.inf
         """Everything that was in the queue at this time is stored in every design."""
@@ -145,6 +113,8 @@ class OwnedPartition:
         """The replicas whose stored head says that it is the only one in sync, or may say so."""
         self.doubted: set[str] = set()
         """The designs in ``joining`` that could not be read at the takeover, and may have events that no other has."""
+        self.acknowledges_from = -math.inf
+        """Before this time no message is acknowledged while a design is in ``doubted``."""
         self.retiring: set[str] = set()
         """Designs to be deleted as soon as another design is written. Until then they are written."""
         self.wants_repair: set[str] = set()
@@ -222,6 +192,10 @@ class OwnedPartition:
         self.unheard = set()
         self.backlog.extend(Delivery(self.number, body, None, 0) for body in doubt_messages(doubted))
         return [record.name for record in doubted]
+
+    def withholds(self, now: float) -> bool:
+        """True if no message may be acknowledged at ``now``, in monotonic seconds: see ``consumers.replicas``."""
+        return now < self.acknowledges_from and len(self.doubted) > 0
 
     def copies(self, design: str) -> int:
         """Return how many replicas are in sync, ``design`` included: 1 if it has no other replica or is alone."""

@@ -10,10 +10,18 @@ The head of each replica says how many are in sync (``Head.copies``). An owner t
 - both replicas, if it could read both and both say 2: each event that was acknowledged is in one of them;
 - a replica that says 1: it has every event that was acknowledged. The other one is begun again.
 
-If only one replica could be read and it says 2, the other one may have gone on alone. Then the owner asks all agents,
-and the partition is incomplete until they had time to answer. The same is true if it says 1 and its last owner was not
-caught up recently: another owner may have read only the other replica since, and gone on with that one. If such a
-replica is begun again, the nodes that only it has at their newest versions are folded first.
+If only one replica could be read and it says 2, the other one may have gone on alone. Then the owner doubts its
+replica: it asks all agents, and the partition is incomplete until they had time to answer. The same is true if it says
+1 and its last owner was not caught up recently, or did not know all nodes: another owner may have read only the other
+replica since, and gone on with that one. If such a replica is begun again, the nodes that only it has at their newest
+versions are folded first.
+
+The replica that could not be read may say 1 and be recent, and the next owner may read only that one, and trust it. So
+an owner that doubts its replica stores events, but acknowledges none and does not call the partition complete for
+``fresh_s`` after its takeover, or until it has begun the other replica again. After that time the other replica is no
+longer recent, because its owner was caught up before the takeover at the latest. If the doubting owner ends earlier,
+the broker delivers the events again. Hence at most one replica at a time says 1, is complete and recent, and that one
+has every event that was acknowledged.
 
 A replica whose head says 1 is never left behind, because its head could later not tell that it lacks events. It can be
 left behind as soon as its head says 2.
@@ -152,8 +160,8 @@ def trusted(taken: Mapping[str, TakeoverResult], unread: Collection[str], config
     """Return the states that surely have all that was acknowledged, of the states that a takeover read.
 
     A state is trusted if it needed no other replica, or if both replicas were read and neither went on alone. If the
-    other replica could not be read, the owner that needed none must have been caught up recently: after it, another
-    owner may have gone on with the other replica alone.
+    other replica could not be read, the owner that needed none must have known all nodes, and have been caught up
+    recently: after it, another owner may have gone on with the other replica alone.
 
     Args:
         taken: by design, the states that were read.
@@ -164,7 +172,7 @@ def trusted(taken: Mapping[str, TakeoverResult], unread: Collection[str], config
     for design, one in taken.items():
         partner = DESIGNS[design].partner if design in DESIGNS else ""
         other = taken.get(partner)
-        recent = one.behind_ms is not None and one.behind_ms <= fresh_s(config) * 1000
+        recent = one.complete and one.behind_ms is not None and one.behind_ms <= fresh_s(config) * 1000
         if (one.copies == 1 and (recent or partner not in unread)) or (other is not None and other.copies > 1):
             found[design] = one
     return found

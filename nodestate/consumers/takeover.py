@@ -243,6 +243,7 @@ class Takeover:
             partition.unheard = {record.name for record in partition.records if not record.gone}
         if is_doubted:
             partition.doubted = set(partition.joining)
+            partition.acknowledges_from = now + fresh_s(self._config)
             self._log.warning(
                 "only one replica of a partition could be read, and the other one may have more: all its agents are "
                 "asked for reports, and the partition is incomplete until they had time to answer",
@@ -254,7 +255,7 @@ class Takeover:
                 partition.alone.add(name)
         partition.begins_with_queue = SEED in taken
         partition.begins_empty = not partition.records
-        partition.complete_after = now + self._config.settle_s
+        partition.complete_after = max(now + self._config.settle_s, partition.acknowledges_from)
         partition.needs_full_resync = not partition.complete
         same = {name for name, one in taken.items() if one.epoch_continues and one.records == partition.records}
         return [name for name in partition.writers if name not in same | partition.joining]

@@ -16,7 +16,7 @@ from harness.servers import MemcachedServer
 from harness.waiting import wait_until
 from nodestate.agent.incarnation import IncarnationLock
 from nodestate.broker import read_dead_letters
-from nodestate.consumers.partition import MAX_DEAD_LETTER_BYTES
+from nodestate.consumers.pending_work import MAX_DEAD_LETTER_BYTES
 from nodestate.designs.reader import Reader
 from nodestate.model import MAX_EVENT_BYTES, Change
 from nodestate.model.partitioning import partition_of

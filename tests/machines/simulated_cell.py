@@ -21,7 +21,8 @@ from nodestate.agent.publisher import Publisher, concerns
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.member import Member as ConsumersMember
-from nodestate.consumers.partition import MAX_DEAD_LETTER_BYTES, OwnedPartition
+from nodestate.consumers.partition import OwnedPartition
+from nodestate.consumers.pending_work import MAX_DEAD_LETTER_BYTES
 from nodestate.consumers.watermarks import is_marker
 from nodestate.designs import DESIGNS
 from nodestate.designs.reader import Reader
