@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench import apply, auth, cold, contention, footprint, plan, propagation, recovery, refresh, scale
+from bench import apply, auth, cold, contention, footprint, plan, propagation, recovery, refresh, replicas, scale
 from bench.design_names import DEFAULT_DESIGNS, DESIGN_NAMES, full_design_name
 from bench.fresh_process import log_warnings_only
+from bench.mode_comparison import HEAD as MODES_HEAD
+from bench.mode_comparison import mode_rows
 from bench.peers import peer_scenario
 from bench.record import Case, Record, commit, machine, now, versions
 from bench.report import ReportError, write_html, write_report
@@ -38,6 +40,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         cold.SCENARIO,
         apply.SCENARIO,
         auth.SCENARIO,
+        replicas.SCENARIO,
         footprint.SCENARIO,
         propagation.SCENARIO,
         recovery.SCENARIO,
@@ -49,6 +52,11 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         peer_scenario.SCENARIO,
     )
 }
+EXAMPLES: Final = (
+    "refresh --design snapshot --nodes 1000,10000",
+    "replicas --nodes 10000 --seconds 20 --json replicas.json",
+    "replicas --quick",
+)
 NODES, SECONDS, CHANGED = 10_000, 10.0, 100
 RESULTS: Final = Path(__file__).parent / "results"
 QUICK_NODES, QUICK_SECONDS, QUICK_CHANGED = 500, 0.5, 20
@@ -90,6 +98,7 @@ class _Designs(click.ParamType[tuple[str, ...]]):
     + "\n".join(f"{one.name:11} {one.what}" for one in SCENARIOS.values())
     + "\nall         all of them, as bench/plan.py says, and then the report"
     + "\nreport      write the report on the records in --results",
+    epilog="\b\nExamples:\n" + "\n".join(f"  python -m bench {example}" for example in EXAMPLES),
     context_settings={"max_content_width": 120},
 )
 @click.argument("scenario", type=click.Choice([*SCENARIOS, "all", "report"]))
@@ -255,6 +264,7 @@ def _show(record: Record, console: Console) -> None:
         for claim in case.shown:
             console.print(f"  shown: {claim}", style="dim", highlight=False)
     _show_numbered_faults(record, console)
+    _show_modes(record, console)
     for ratio, value in record.across.items():
         console.print(f"{ratio}: {value:.2f}x", highlight=False)
     for goal in [*(goal for case in record.cases for goal in case.goals), *record.goals]:
@@ -270,6 +280,21 @@ def _show(record: Record, console: Console) -> None:
         style="dim",
         highlight=False,
     )
+
+
+def _show_modes(record: Record, console: Console) -> None:
+    """Print a table of all ratios between the two modes of a scenario that compares them, for each size of fleet."""
+    modes = SCENARIOS[record.scenario].modes
+    if modes is None:
+        return
+    for nodes in dict.fromkeys(case.nodes for case in record.cases):
+        title = f"{record.scenario}, {nodes:,} nodes: p50 of both modes, and {modes[1]} / {modes[0]}"
+        table = Table("", title=title, title_justify="left")
+        for column in (*modes, "unit", *MODES_HEAD):
+            table.add_column(column, no_wrap=True, justify="right" if column in modes else "left")
+        for row in mode_rows([case for case in record.cases if case.nodes == nodes], modes):
+            table.add_row(*row)
+        console.print(table)
 
 
 def _show_numbered_faults(record: Record, console: Console) -> None:

@@ -71,6 +71,7 @@ FULL: Final = (
     PlannedRun("scale", "scale", {"designs": WITH_SQL, "nodes": (1_000, 3_000, 10_000, 30_000), "seconds": 15.0}),
     PlannedRun("apply", "apply", {"designs": WITH_SQL, "nodes": (10_000,), "seconds": 15.0}),
     PlannedRun("auth", "auth"),
+    PlannedRun("replicas", "replicas"),
     PlannedRun("footprint", "footprint", {"designs": WITH_ALL}),
     PlannedRun("propagation", "propagation", {"designs": WITH_SQL, "seconds": 30.0}),
     PlannedRun("recovery", "recovery", {"designs": WITH_SQL}),
@@ -94,6 +95,7 @@ QUICK: Final = (
         for name in ("apply", "footprint", "propagation", "contention")
     ),
     PlannedRun("auth", "auth", {"designs": ("snapshot",)}, quick=True),
+    PlannedRun("replicas", "replicas", {"designs": ("snapshot",)}, quick=True),
     PlannedRun("select", "select", {"designs": ("snapshot",)}, quick=True),
     PlannedRun("trace", "trace", quick=True),
     PlannedRun("reserve", "reserve", {"designs": ("snapshot",), "nodes": (50,)}, quick=True),

@@ -61,3 +61,5 @@ class Scenario:
     nodes: tuple[int, ...] = ()
     """Sizes of fleets if the user names none; empty for the command's default."""
     takes_file: bool = False
+    modes: tuple[str, str] | None = None
+    """The two modes that the scenario compares, if it does: a table shows their ratios."""

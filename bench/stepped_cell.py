@@ -19,6 +19,8 @@ from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.designs import DESIGNS
 from nodestate.designs.connections import open_database, open_memcached
+from nodestate.designs.control import record_from_settings
+from nodestate.designs.control_store import ControlStore
 from nodestate.ports import Put, Store, StoreRole, SystemClock, Write
 from nodestate.store import keys
 from nodestate.store.head import Head, read_head
@@ -80,7 +82,7 @@ class SteppedCell:
             numbers = range(at, min(at + LOAD_EVENTS, len(self.fleet)))
             self.commit((number, self.fleet.report(number)) for number in numbers)
         report_progress(f"{self.label}: waiting for complete partitions", 1.0)
-        self._step_until(lambda: all(owned.complete for owned in self._consumer.owned.values()))
+        self.step_until(lambda: all(owned.complete for owned in self._consumer.owned.values()))
 
     def change(self, numbers: Iterable[int]) -> float:
         """Commit a change of each of these nodes; return the seconds that the consumer took."""
@@ -97,7 +99,7 @@ class SteppedCell:
         self._sink.flush(0.0)
         self._sink.resyncs(0.0)
         began = time.perf_counter()
-        self._step_until(lambda: self._folded() == before + count and not self._under_way())
+        self.step_until(lambda: self._folded() == before + count and not self._under_way())
         return time.perf_counter() - began
 
     def repair(self) -> None:
@@ -108,9 +110,17 @@ class SteppedCell:
         before = self.heads()
         for prefix, partition in self._prefixes():
             self._store_of(partition).write([Write(Put.ADD, keys.repair(prefix), b"bench")])
-        self._step_until(lambda: all(now.next > then.next for now, then in zip(self.heads(), before, strict=True)))
+        self.step_until(lambda: all(now.next > then.next for now, then in zip(self.heads(), before, strict=True)))
 
-    def _step_until(self, done: Callable[[], bool]) -> None:
+    def write_control_record(self) -> None:
+        """Write the control record to all stores, as the first consumer of a cell does."""
+        record = record_from_settings(self.config, time.time())
+        copies = ControlStore(self.config.cell, self._stores)
+        require(copies.begin(record, copies.read()), "the cell has a control record already")
+        copies.put_back(record, copies.read())
+
+    def step_until(self, done: Callable[[], bool]) -> None:
+        """Step the consumer until ``done`` returns True. Raises ``WrongResultError`` after ``PATIENCE_S`` seconds."""
         deadline = time.monotonic() + PATIENCE_S
         while not done():
             require(

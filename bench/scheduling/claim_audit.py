@@ -22,22 +22,33 @@ HeldClaim = tuple[str, str]
 
 
 class ClaimAudit:
-    """The claims on a fleet in one memcached. A context manager."""
+    """The claims on a fleet in the memcached servers of a cell. A context manager."""
 
-    def __init__(self, address: str, cell: str, hosts: Hosts) -> None:
-        self._store = MemcachedStore(address, timeout_s=PATIENCE_S)
+    def __init__(self, addresses: Iterable[str], cell: str, hosts: Hosts) -> None:
+        self._stores = [MemcachedStore(address, timeout_s=PATIENCE_S) for address in addresses]
         self._cell = cell
         self._hosts = hosts
 
     def records(self) -> Iterator[tuple[int, ClaimRecord]]:
-        """Yield the claim records, each with the number of its node."""
+        """Yield the claim records, each with the number of its node.
+
+        Raises ``WrongResultError`` if two servers have records of a node with different claims.
+        """
         names = self._hosts.names
         for at in range(0, len(names), BATCH_RECORDS):
             number_of: dict[Key, int] = {
                 keys.claim(self._cell, name): n for n, name in enumerate(names[at : at + BATCH_RECORDS], at)
             }
-            for key, item in self._store.fetch(list(number_of)).items():
-                yield number_of[key], CLAIMS.unpack(item.value)
+            found: dict[int, ClaimRecord] = {}
+            for store in self._stores:
+                for key, item in store.fetch(list(number_of)).items():
+                    number, record = number_of[key], CLAIMS.unpack(item.value)
+                    claims = {claim.id for claim in found.setdefault(number, record).claims}
+                    require(
+                        claims == {claim.id for claim in record.claims},
+                        f"two servers have different claims on {names[number]}",
+                    )
+            yield from found.items()
 
     def require_sound(self, held: Collection[HeldClaim]) -> str:
         """Raise ``WrongResultError`` unless the records hold exactly these claims and keep every bound.
@@ -71,17 +82,29 @@ class ClaimAudit:
             f"{name} has several members of an anti-affinity group: {groups}",
         )
 
+    def copies(self) -> float:
+        """Return the mean number of servers that have a record of a node, of the nodes that have one."""
+        found = Counter[Key]()
+        names = self._hosts.names
+        for at in range(0, len(names), BATCH_RECORDS):
+            wanted = [keys.claim(self._cell, name) for name in names[at : at + BATCH_RECORDS]]
+            for store in self._stores:
+                found.update(store.fetch(wanted).keys())
+        return found.total() / max(1, len(found))
+
     def delete_records(self) -> None:
         """Delete all claim records."""
         names = self._hosts.names
         for at in range(0, len(names), BATCH_RECORDS):
-            self._store.write(
-                [Write(Put.DELETE, keys.claim(self._cell, name)) for name in names[at : at + BATCH_RECORDS]]
-            )
+            for store in self._stores:
+                store.write(
+                    [Write(Put.DELETE, keys.claim(self._cell, name)) for name in names[at : at + BATCH_RECORDS]]
+                )
 
     def close(self) -> None:
-        """Close the connection."""
-        self._store.close()
+        """Close the connections."""
+        for store in self._stores:
+            store.close()
 
     def __enter__(self) -> Self:
         return self

@@ -29,6 +29,7 @@ from bench.runs import Runs
 from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.scheduling.claim_audit import ClaimAudit
 from bench.scheduling.claim_race import BATCH_COUNT, Race, RaceResult, race
+from bench.scheduling.claim_slices import BATCHES, CLAIM_TTL_S, claim_slice
 from bench.scheduling.hosts import FLAVOURS, Hosts, RequestStream, best_worth, fits, worth
 from bench.scheduling.openstack_decisions import OPENSTACK, measure_nova
 from bench.stepped_cell import MAX_AGE_S, SteppedCell
@@ -46,7 +47,6 @@ HALF: Final = 0.5
 """Mean usage of the fleet on which one scheduler decides."""
 FULL: Final = (0.0, HALF, 0.9, 0.99)
 SCHEDULERS: Final = (1, 2, 4, 8)
-BATCHES: Final = (1, 10, 100)
 BRIEF_S: Final = 1.0
 """A run with fewer seconds has fewer races."""
 FULL_BRIEF: Final = (HALF,)
@@ -56,8 +56,6 @@ ONE_SHARE: Final = 0.5
 BATCH_SHARE: Final = 0.15
 RACE_SHARE: Final = 0.2
 """Shares of the seconds to measure: for single requests, for each size of batch, and for each race."""
-SLICE_CLAIMS: Final = 500
-"""Claims of one sample of a rate. They are given back afterwards, so that all samples start with the same fleet."""
 HELD_SHARE: Final = 0.25
 """Largest share of the free room that all schedulers of a race hold together."""
 COMPARED_COUNT: Final = 12
@@ -65,7 +63,6 @@ COMPARED_COUNT: Final = 12
 COMPARED_NODES: Final = 100_000
 """Largest number of nodes that these searches visit, all together."""
 START_AFTER_S: Final = 0.2
-CLAIM_TTL_S: Final = 3_600.0
 NOVA_NODES_MAX: Final = 10_000
 GOAL_NODES: Final = {10_000: 1.0, 100_000: 6.0}
 GOAL_CLAIMS: Final = 4_000.0
@@ -142,14 +139,13 @@ def _claim_cell(
     cell.load(report_progress)
     with ExitStack() as held:
         environment = cell.environment
-        # The consumer writes only when it is stepped. A scheduler refuses views that are older than ``claim_ttl_s``.
         config = msgspec.structs.replace(cell.config, claim_ttl_s=CLAIM_TTL_S)
         if isinstance(environment, MemcachedEnvironment):
             address = environment.address
         else:
             server = held.enter_context(memcached_for(0))
             address, config = server.address, msgspec.structs.replace(config, store=server.url)
-        audit = held.enter_context(ClaimAudit(address, config.cell, hosts))
+        audit = held.enter_context(ClaimAudit([address], config.cell, hosts))
         # Objects that exist now belong to the benchmark; the garbage collector of a scheduler would not visit them.
         gc.collect()
         gc.freeze()
@@ -305,21 +301,19 @@ def _batch(claim_cell: ClaimCell, batch: int) -> Case:
     seconds = settings.seconds * BATCH_SHARE
     wants, rates, cpu_us = RequestStream(settings.seed, f"batch {batch}"), list[float](), list[float]()
     with claim_cell.scheduler() as scheduler:
-        scheduler.placer.give_back(_slice(scheduler, wants, batch).held)
-        held = _slice(scheduler, wants, batch).held
-        shown = claim_cell.audit.require_sound(
-            [(one.node or "", one.claim.id) for one in held if one.claim is not None]
-        )
-        scheduler.placer.give_back(held)
+        scheduler.placer.give_back(claim_slice(scheduler, wants, batch).placings)
+        first = claim_slice(scheduler, wants, batch)
+        shown = claim_cell.audit.require_sound(first.held)
+        scheduler.placer.give_back(first.placings)
         began = time.monotonic()
         while not rates or time.monotonic() - began < seconds:
             claim_cell.report_progress(
                 f"{claim_cell.label}, {len(hosts):,} nodes: batches of {batch}", (time.monotonic() - began) / seconds
             )
-            done = _slice(scheduler, wants, batch)
-            scheduler.placer.give_back(done.held)
-            rates.append(len(done.held) / done.seconds)
-            cpu_us.append(done.cpu_s / len(done.held) * 1e6)
+            done = claim_slice(scheduler, wants, batch)
+            scheduler.placer.give_back(done.placings)
+            rates.append(done.rate)
+            cpu_us.append(done.cpu_us)
     claim_cell.audit.require_sound([])
     measures = {"claims": Measure.of("claims/s", rates), "claims, CPU": Measure.of("us/claim", cpu_us)}
     label = f"{claim_cell.label}: batches"
@@ -337,24 +331,6 @@ def _batch(claim_cell: ClaimCell, batch: int) -> Case:
         [f"every request got a claim; {shown}", claim_cell.cell.environment.require_nothing_lost(len(hosts))],
         goals,
     )
-
-
-class _Slice(NamedTuple):
-    held: list[Placing]
-    seconds: float
-    cpu_s: float
-
-
-def _slice(scheduler: Scheduler, wants: RequestStream, batch: int) -> _Slice:
-    """Time ``SLICE_CLAIMS`` claims, batch after batch."""
-    batches = [wants.take(batch) for _ in range(max(1, SLICE_CLAIMS // batch))]
-    held: list[Placing] = []
-    cpu_began, began = time.process_time(), time.perf_counter()
-    for requests in batches:
-        held += scheduler.claim(requests)
-    took_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
-    require(all(placing.claim is not None for placing in held), "a request got no claim")
-    return _Slice(held, took_s, cpu_s)
 
 
 # -- many schedulers ------------------------------------------------------------------------------

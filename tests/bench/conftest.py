@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from bench import apply, auth, cold, database_environment, propagation, recovery, worker
+from bench import apply, auth, cold, database_environment, propagation, recovery, replicas, worker
 from bench.cold_start import FirstView
 from bench.peers import peer_scenario
 from bench.scheduling import trace
@@ -31,7 +31,7 @@ def shared_servers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     def rabbit() -> AbstractContextManager[RabbitServer]:
         return nullcontext(request.getfixturevalue("rabbit"))
 
-    for module in (apply, auth, propagation, recovery, trace):
+    for module in (apply, auth, propagation, recovery, replicas, trace):
         monkeypatch.setattr(module, "RabbitServer", rabbit)
     servers = {name: partial(emptied_database, request, name) for name in ("mariadb", "postgres")}
     monkeypatch.setattr(database_environment, "MariadbServer", servers["mariadb"])

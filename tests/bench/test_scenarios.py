@@ -7,12 +7,23 @@ from dataclasses import replace
 
 import pytest
 
-from bench import apply, auth, cold, contention, footprint, propagation, recovery, refresh
+from bench import (
+    apply,
+    auth,
+    cold,
+    contention,
+    footprint,
+    propagation,
+    recovery,
+    refresh,
+    replicas,
+)
 from bench.command import SCENARIOS
 from bench.counting_store import CountingStore
 from bench.memcached_stats import memcached_sizes
+from bench.mode_comparison import mode_rows
 from bench.numbered_faults import NUMBERED_FAULTS
-from bench.record import Case
+from bench.record import Case, Goal, Measure
 from bench.report.fault_table import HEAD, fault_rows, is_numbered
 from bench.scenario import Findings
 from bench.worker import ParentLink, Worker
@@ -21,11 +32,11 @@ from harness.servers import MemcachedServer
 from nodestate.auth.signatures import FIELD_BYTES
 from nodestate.ports import Put, Write
 from nodestate.store.memcached import MemcachedStore
-from tests.bench.quick_runs import BRIEF, ignore_progress, new_size, require_sound
+from tests.bench.quick_runs import BRIEF, ignore_progress, new_size, require_sound, require_sound_case
 
 
 def test_the_command_knows_every_scenario_of_designs() -> None:
-    modules = (refresh, cold, apply, auth, footprint, propagation, recovery, contention)
+    modules = (refresh, cold, apply, auth, replicas, footprint, propagation, recovery, contention)
     assert {one.SCENARIO.name: one.SCENARIO for one in modules}.items() <= SCENARIOS.items()
 
 
@@ -70,6 +81,62 @@ def test_auth_measures_the_same_events_and_changes_with_each_setting() -> None:
         "snapshot: consumer, off / require",
         "snapshot: consumer, CPU, require / off",
         "snapshot: refresh, require / off",
+    ]
+
+
+# -- replicas -------------------------------------------------------------------------------------
+
+
+@pytest.mark.service
+@pytest.mark.usefixtures("memcached")  # skips the test if there is no memcached
+def test_replicas_compares_claims_on_three_servers_in_each_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thorough test below measures consumers and readers as well, which take longer to start."""
+    monkeypatch.setattr(replicas, "OWNER_RENEW_S", 0.02)
+    monkeypatch.setattr(replicas, "FRESH_S", 5.0)
+    monkeypatch.setattr(replicas, "BATCHES", (1, 10))
+    case = replicas.ReplicaCost("snapshot", 60, replace(BRIEF, seconds=0.02), ignore_progress).claims(count=10)
+    require_sound_case(case)
+    assert case.settings["servers"] == 3
+    assert case.settings["copies of records, 1 replica"] == 1
+    assert [goal.what for goal in case.goals] == [
+        "snapshot: claims, one by one, 2 replicas / 1 replica",
+        "snapshot: claims, batches of 10, 2 replicas / 1 replica",
+    ]
+
+
+@pytest.mark.service
+@pytest.mark.thorough
+@pytest.mark.usefixtures("few_events")
+def test_replicas_measures_both_modes_of_a_consumer_of_each_design() -> None:
+    designs = ("journal", "snapshot", "sql:sqlite")
+    findings = replicas.run(replace(BRIEF, designs=designs, nodes=new_size()), ignore_progress)
+    require_sound(findings)
+    parts = ("consumer", "reader", "claims")
+    assert [case.design for case in findings.cases] == [f"{design}: {part}" for design in designs[:2] for part in parts]
+    [consumer] = [case for case in findings.cases if case.design == "journal: consumer"]
+    assert [goal.what for goal in consumer.goals] == ["journal: consumer, 2 replicas / 1 replica"]
+    for case in findings.cases:
+        if case.design.endswith(": reader"):
+            assert case.ratios["stored, 2 replicas / 1 replica"] == pytest.approx(2.0, rel=0.05)
+    assert findings.skipped == ("sql on sqlite: only the designs of memcached have replicas",)
+
+
+def test_a_table_of_two_modes_shows_ratios_in_both_directions_and_their_goals() -> None:
+    """Of a rate, less is worse: such a ratio may be the other way round, and then says so."""
+    rate = [Measure.of("events/s", [value]) for value in (1_000.0, 800.0)]
+    ms = [Measure.of("ms", [value]) for value in (2.0, 3.0)]
+    case = Case(
+        "snapshot: reader",
+        10_000,
+        {},
+        {"consumer, off": rate[0], "consumer, on": rate[1], "refresh, off": ms[0], "refresh, on": ms[1]},
+        {"consumer, off / on": 1.25, "refresh, on / off": 1.5, "refresh / bare": 3.0},
+        ["a proof"],
+        [Goal.at_most("snapshot: refresh, on / off", 1.5, 1.2, "x")],
+    )
+    assert mode_rows([case], ("off", "on")) == [
+        ["snapshot: consumer", "1,000", "800", "events/s", "1.25x (off / on)", ""],
+        ["snapshot: refresh", "2", "3", "ms", "1.50x", "<= 1.2x NOT met"],
     ]
 
 

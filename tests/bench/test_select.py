@@ -100,7 +100,7 @@ def test_an_audit_notices_wrong_and_excessive_claims(memcached: MemcachedServer)
         store.write([Write(Put.DELETE, keys.claim("c", node))])
         store.write([Write(Put.ADD, keys.claim("c", node), CLAIMS.pack(ClaimRecord(1.0, claims=claims)))])
 
-    with ClaimAudit(environment.address, "c", hosts) as audit:
+    with ClaimAudit(environment.addresses, "c", hosts) as audit:
         claimed_are(one)
         assert "exactly the 1 claims" in audit.require_sound([(node, "a")])
         with pytest.raises(WrongResultError, match="belong to no scheduler"):
