@@ -14,7 +14,7 @@ from nodestate.consumers.watermarks import is_marker
 from nodestate.designs.control import Control, prepared, retired
 from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.stored_design import StoredDesign
-from nodestate.testing import Fault
+from nodestate.testing import Fault, Plan
 from tests.machines.replica_reader import ReplicaReader
 from tests.machines.simulated_cell import JudgedReader, SimulatedCell
 from tests.test_replicas import (
@@ -29,6 +29,7 @@ from tests.test_replicas import (
 )
 
 DESIGNS = ["journal", "snapshot"]
+thorough = pytest.mark.thorough
 
 
 @pytest.fixture(params=DESIGNS)
@@ -329,3 +330,40 @@ def test_owner_that_filled_the_other_replica_again_acknowledges_at_once() -> Non
     world.servers[1].start()
     world.run_well(3)
     assert not any(held.processed or held.doubted for member in world.members for held in member.held)
+
+
+def at_write(number: int, fault: Fault) -> Plan:
+    """Return a plan with one fault, at the write with this number, counted from 0."""
+    writes = iter(range(1_000_000))
+    return lambda operation, _count: fault if operation == "write" and next(writes) == number else None
+
+
+@pytest.mark.parametrize(
+    ("design", "write"),
+    [
+        pytest.param(design, write, marks=[] if (design, write) in {("journal", 10), ("snapshot", 8)} else thorough)
+        for design in DESIGNS
+        for write in range(14)
+    ],
+)
+def test_owner_that_dies_while_it_takes_nodes_back_loses_none(design: str, write: int) -> None:
+    """Only the replica that was away has a leave. Its owner dies at a write before, while or after it begins it."""
+    world = begun(design)
+    world.servers[0].stop()
+    leave(world, NODES[0])
+    all_die(world)
+    world.pass_time(10)
+    be_succeeded(world, away=1)
+    world.run_well(1)
+    world.servers[1].start()
+    bucket = world.agents[NODES[1]].publisher.bucket
+    [owner] = [member for member in world.members for held in member.held if held.number == bucket % 2]
+    plan = at_write(write, Fault())
+    for _ in range(12):
+        world.pass_time(0.2)
+        if owner in world.members:
+            owner.step(plan, dies=True)
+    assert owner not in world.members
+    world.readers = [ReplicaReader(world)]
+    world.run_well(10)
+    assert NODES[0] not in world.readers[0].read(5.0).nodes, "the leave was lost for good"

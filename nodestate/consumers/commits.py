@@ -163,7 +163,12 @@ class Commits:
         return partition.pending
 
     def _joinable(self, partition: OwnedPartition) -> set[str]:
-        """The new designs of a partition that may be begun now."""
+        """The new designs of a partition that may be begun now.
+
+        None while nodes that were taken back from one of them are at the front of the backlog.
+        """
+        if partition.backlog and not partition.backlog[0].session:
+            return set()
         now, number = self._clock.monotonic(), partition.number
         return {
             name
@@ -197,7 +202,9 @@ class Commits:
         partition = self._owned.get(number)
         if partition is None or partition.pending is None:
             return
-        if result is None:
+        if result is None and name in partition.taken_back:  # not begun yet, see ``DesignChanges.join``
+            partition.pending.unconfirmed_designs.discard(name)
+        elif result is None:
             partition.lost.discard(name)
             note_copies(partition, name)
             if name in partition.joining:

@@ -3,6 +3,7 @@
 One design of one partition::
 
     (not written) --adopt--> joining --join: taken over, and written as a new epoch unless it is equal--> written
+    joining --join: it has newer nodes than the owner (``replicas``)--> joining: they are stored elsewhere first
     written --adopt without it--> retiring --another design is written--> deleted
     retiring --adopt with it--> written            joining --adopt without it--> deleted
 
@@ -74,13 +75,19 @@ class DesignChanges:
     def join(self, partition: OwnedPartition, name: str, now: float) -> Steps[None]:
         """Take over a new design of an owned partition, and write it as a new epoch unless it has the same records.
 
+        A replica that could not be read at the takeover stays in ``doubted`` if it has newer nodes than the owner. They
+        are in the backlog then. Call this again once they are stored in another design: the new epoch replaces the only
+        copy of them.
+
         Raises:
             FencedError: if another owner wrote this design after this consumer took the partition over. That happens if
                 this consumer was frozen meanwhile.
         """
         taken = yield from partition.writers[name].take_over()
-        if name in partition.doubted and taken is not None:
-            take_back(partition, taken, now)
-        partition.doubted.discard(name)
+        if taken is not None and name in partition.doubted - partition.taken_back and take_back(partition, taken, now):
+            partition.taken_back.add(name)
+            return
         if taken is None or not taken.epoch_continues or taken.records != partition.records:
             yield from self._storage.begin_epoch(partition, name, now)
+        partition.doubted.discard(name)
+        partition.taken_back.discard(name)

@@ -113,6 +113,8 @@ class OwnedPartition:
         """The replicas whose stored head says that it is the only one in sync, or may say so."""
         self.doubted: set[str] = set()
         """The designs in ``joining`` that could not be read at the takeover, and may have events that no other has."""
+        self.taken_back: set[str] = set()
+        """The designs in ``doubted`` whose newer nodes are in the backlog or folded."""
         self.acknowledges_from = -math.inf
         """Before this time no message is acknowledged while a design is in ``doubted``."""
         self.retiring: set[str] = set()

@@ -13,8 +13,8 @@ The head of each replica says how many are in sync (``Head.copies``). An owner t
 If only one replica could be read and it says 2, the other one may have gone on alone. Then the owner doubts its
 replica: it asks all agents, and the partition is incomplete until they had time to answer. The same is true if it says
 1 and its last owner was not caught up recently, or did not know all nodes: another owner may have read only the other
-replica since, and gone on with that one. If such a replica is begun again, the nodes that only it has at their newest
-versions are folded first.
+replica since, and gone on with that one. Before such a replica is begun again, the nodes that only it has at their
+newest versions are stored in the other one.
 
 The replica that could not be read may say 1 and be recent, and the next owner may read only that one, and trust it. So
 an owner that doubts its replica stores events, but acknowledges none and does not call the partition complete for
@@ -130,10 +130,10 @@ def note_copies(partition: OwnedPartition, design: str) -> None:
         partition.alone.add(design)
 
 
-def take_back(partition: OwnedPartition, taken: TakeoverResult, now: float) -> None:
-    """Fold the newer nodes of a replica that could not be read at the takeover.
+def take_back(partition: OwnedPartition, taken: TakeoverResult, now: float) -> bool:
+    """Take the newer nodes of a replica that could not be read at the takeover.
 
-    Puts messages at the end of the backlog that say it. The partition is not called complete before they are folded.
+    Puts messages at the front of the backlog that say it. The partition is not called complete before they are folded.
     Then all is known that was acknowledged, so nodes that are silent are not doubted, unless the queue was lost as
     well.
 
@@ -141,6 +141,9 @@ def take_back(partition: OwnedPartition, taken: TakeoverResult, now: float) -> N
         partition: the owned partition.
         taken: the state of that replica.
         now: monotonic seconds.
+
+    Returns:
+        True if the replica had newer nodes. They are lost if it is begun again before they are stored elsewhere.
     """
     newer: list[NodeRecord] = []
     for record in taken.records:
@@ -148,12 +151,13 @@ def take_back(partition: OwnedPartition, taken: TakeoverResult, now: float) -> N
         known = partition.records[slot] if slot is not None else None
         if is_sound(record) and (known is None or (record.version, record.wanted) > (known.version, known.wanted)):
             newer.append(record)
-    messages = handover_messages(newer, MAX_MESSAGE_BYTES)
-    partition.backlog.extend(Delivery(partition.number, body, None, 0) for body in messages)
+    messages = list(handover_messages(newer, MAX_MESSAGE_BYTES))
+    partition.backlog.extendleft(Delivery(partition.number, body, None, 0) for body in reversed(messages))
     if newer and not partition.complete:
         partition.complete_after = max(partition.complete_after, now)
     if not partition.queue_began and taken.complete and all(map(is_sound, taken.records)):
         partition.unheard.intersection_update(record.name for record in newer)
+    return len(messages) > 0
 
 
 def trusted(taken: Mapping[str, TakeoverResult], unread: Collection[str], config: Config) -> dict[str, TakeoverResult]:
