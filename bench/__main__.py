@@ -2,8 +2,14 @@
 
 if __name__ == "__main__":
     import signal
-
-    from bench.command import main
+    import sys
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt: servers are ended in order
-    main(prog_name="python -m bench")
+    if sys.argv[1:2] == ["outage"]:  # no scenario: it measures no design, and has options of its own
+        from bench.outage.command import main
+
+        main(sys.argv[2:], prog_name="python -m bench outage")
+    else:
+        from bench.command import main
+
+        main(prog_name="python -m bench")

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bench import apply, auth, cold, contention, footprint, plan, propagation, recovery, refresh, replicas, scale
@@ -23,10 +21,11 @@ from bench.fresh_process import log_warnings_only
 from bench.mode_comparison import HEAD as MODES_HEAD
 from bench.mode_comparison import mode_rows
 from bench.peers import peer_scenario
+from bench.progress import show_progress
 from bench.record import Case, Record, commit, machine, now, versions
 from bench.report import ReportError, write_html, write_report
 from bench.report.fault_table import HEAD, LONG_COLUMNS_COUNT, fault_rows, is_numbered
-from bench.scenario import ReportProgress, Scenario, Settings
+from bench.scenario import Scenario, Settings
 from bench.scheduling import reserve, select, trace
 from bench.workload import WrongResultError
 from harness.servers import ServerFailedError, ServerMissingError
@@ -97,7 +96,8 @@ class _Designs(click.ParamType[tuple[str, ...]]):
     help="Start servers, prove that SCENARIO gives the right result, and measure it:\n\n\b\n"
     + "\n".join(f"{one.name:11} {one.what}" for one in SCENARIOS.values())
     + "\nall         all of them, as bench/plan.py says, and then the report"
-    + "\nreport      write the report on the records in --results",
+    + "\nreport      write the report on the records in --results"
+    + "\noutage      a whole cell while servers go away and return: see python -m bench outage --help",
     epilog="\b\nExamples:\n" + "\n".join(f"  python -m bench {example}" for example in EXAMPLES),
     context_settings={"max_content_width": 120},
 )
@@ -194,7 +194,7 @@ def main(
     log_warnings_only()
     began_at, where = now(), machine()
     try:
-        with _progress() as report_progress:
+        with show_progress() as report_progress:
             findings = SCENARIOS[scenario].run(settings, report_progress)
     except (WrongResultError, NodestateError, ServerMissingError, ServerFailedError) as error:
         click.echo(f"bench {scenario}: {error}", err=True)
@@ -239,19 +239,6 @@ def _evaluate(results: Path, html_file: Path | None, *, quick: bool, measure: bo
         click.echo(f"bench {'all' if measure else 'report'}: {error}", err=True)
         return False
     return not failed
-
-
-@contextmanager
-def _progress() -> Iterator[ReportProgress]:
-    """Show a progress bar on stderr that is drawn only at each report; a thread that draws would disturb the timing."""
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
-        task = progress.add_task("starting", total=1.0)
-
-        def report_progress(what: str, done: float) -> None:
-            progress.update(task, description=what, completed=min(done, 1.0), refresh=True)
-
-        yield report_progress
 
 
 def _show(record: Record, console: Console) -> None:

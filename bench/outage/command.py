@@ -1,0 +1,143 @@
+"""The command line of outage runs: ``python -m bench outage``.
+
+Exit codes: 0 done, 1 something was seen that must never be or a server failed, 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+
+from bench.consumer_process import failures_as_wrong_results
+from bench.fresh_process import log_warnings_only
+from bench.outage.cell import BUSY_NODES_COUNT, Load, OutageCell
+from bench.outage.outages import OUTAGES
+from bench.outage.run import finish, run_outages
+from bench.outage.table import markdown_of
+from bench.progress import show_progress
+from bench.record import commit, machine, now, versions
+from bench.workload import WrongResultError
+from harness.servers import ServerFailedError, ServerMissingError
+from nodestate.errors import NodestateError
+
+EXAMPLE: Final = """\
+Example: kill one of three memcacheds for ten minutes, and write the record to a file:
+
+\b
+    python -m bench outage --outage memcached-killed --outage-s 600 --json killed.json
+"""
+
+
+@click.command(
+    help="Start three memcacheds, a RabbitMQ cluster of three nodes, consumers, agents, schedulers and readers; let "
+    "one server after the other go away and return; and print what users of the cell saw as a Markdown table.\n\n\b\n"
+    + "\n".join(f"{one.name:23} {one.what}" for one in OUTAGES)
+    + f"\n\n{EXAMPLE}",
+    context_settings={"max_content_width": 120},
+)
+@click.option(
+    "--outage",
+    "chosen",
+    type=click.Choice([one.name for one in OUTAGES]),
+    multiple=True,
+    help="An outage to cause; may be given several times.  [default: all of them]",
+)
+@click.option(
+    "--outage-s",
+    type=click.FloatRange(min=0.0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds for which a server is away.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0.0),
+    default=1_000.0,
+    show_default=True,
+    help="Events per second, all nodes together.",
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=BUSY_NODES_COUNT),
+    default=1_000,
+    show_default=True,
+    help=f"Number of nodes. Instances are booted on {BUSY_NODES_COUNT} of them.",
+)
+@click.option(
+    "--schedulers",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Number of schedulers, each a process.",
+)
+@click.option(
+    "--replicas", type=click.IntRange(1, 2), default=2, show_default=True, help="Setting replicas of all processes."
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the load.")
+@click.option("--json", "json_file", is_flag=False, flag_value="-", help="Write the record to FILE, - for stdout.")
+@click.option(
+    "--logs",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder in which logs of all processes stay.  [default: a temporary folder]",
+)
+def main(
+    *,
+    chosen: tuple[str, ...],
+    outage_s: float,
+    rate: float,
+    nodes: int,
+    schedulers: int,
+    replicas: int,
+    seed: int,
+    json_file: str | None,
+    logs: Path | None,
+) -> None:
+    """Run outages, print their table and write their record."""
+    load = Load(nodes, rate, schedulers, seed, replicas)
+    outages = [one for one in OUTAGES if not chosen or one.name in chosen]
+    log_warnings_only()
+    began_at, where = now(), machine()
+    try:
+        with ExitStack() as held:
+            report_progress = held.enter_context(show_progress())
+            held.enter_context(failures_as_wrong_results())
+            if logs is not None:
+                logs.mkdir(parents=True, exist_ok=True)
+            folder = logs or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nodestate-bench-")))
+            cell = held.enter_context(OutageCell(folder, load, lambda step: report_progress(step, 0.0)))
+            rows = run_outages(cell, outages, outage_s)
+            finish(cell)
+    except (WrongResultError, NodestateError, ServerMissingError, ServerFailedError) as error:
+        click.echo(f"bench outage: {error}", err=True)
+        sys.exit(1)
+    violations = cell.log.violations
+    record = {
+        "scenario": "outage",
+        "began_at": began_at,
+        "commit": commit(),
+        "versions": versions(**cell.versions),
+        "machine": where,
+        "load": load._asdict(),
+        "outage_s": outage_s,
+        "rows": [{**row._asdict(), "figures": row.figures._asdict()} for row in rows],
+        "violations": violations,
+    }
+    encoded = msgspec.json.format(msgspec.json.encode(record)) + b"\n"
+    to_stderr = json_file == "-"
+    click.echo(markdown_of(rows), err=to_stderr)
+    for row in rows:
+        for reason in row.figures.reasons:
+            click.echo(f"{row.name}: {reason}", err=to_stderr)
+    for violation in violations:
+        click.echo(f"must never be: {violation}", err=to_stderr)
+    if json_file == "-":
+        sys.stdout.buffer.write(encoded)
+    elif json_file is not None:
+        Path(json_file).write_bytes(encoded)
+    sys.exit(1 if violations else 0)
