@@ -6,6 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -18,6 +19,7 @@ from bench.outage.clients import MAX_AGE_S, run_reader, run_scheduler
 from bench.outage.gate import Gate
 from bench.outage.messages import BUSY, Command, NodeStates, NodeVersions, WorkerLog
 from bench.outage.run_log import RunLog
+from bench.scenario import ReportProgress
 from bench.worker import Worker
 from bench.workload import require
 from harness.keyspace import KeySpace
@@ -47,9 +49,6 @@ ANSWER_S: Final = 90.0
 WELL_AGE_S: Final = 3.0
 """Greatest age of the view of a cell that is well: three renewals."""
 
-ReportStep = Callable[[str], None]
-"""Takes the name of the current step."""
-
 
 class Load(NamedTuple):
     """The size of the cell and its load."""
@@ -69,10 +68,10 @@ class OutageCell:
     Args:
         folder: Where state and logs of its processes go.
         load: The size of the cell and its load.
-        report_step: Takes the name of the current step.
+        report_progress: Takes the name of the current step, and the share of the run that is done.
     """
 
-    def __init__(self, folder: Path, load: Load, report_step: ReportStep) -> None:
+    def __init__(self, folder: Path, load: Load, report_progress: ReportProgress) -> None:
         self.load = load
         self.log = RunLog(MAX_AGE_S)
         """The merged logs of all processes."""
@@ -84,7 +83,9 @@ class OutageCell:
         """The consumers."""
         self.names = [f"{BUSY if number < BUSY_NODES_COUNT else 'idle'}-{number:05}" for number in range(load.nodes)]
         """Names of all nodes."""
-        self.report_step = report_step
+        self.share_done = 0.0
+        """The share of the run that is done, for the progress bar."""
+        self._report_progress = report_progress
         self._folder = folder
         self._open = ExitStack()
         # All workers that run, by name.
@@ -202,6 +203,10 @@ class OutageCell:
 
     # -- waiting
 
+    def report_step(self, what: str) -> None:
+        """Report the name of the current step."""
+        self._report_progress(what, self.share_done)
+
     def wait_until(self, condition: Callable[[], bool], failure: Callable[[], str], timeout_s: float) -> None:
         """Take the logs of all processes until a condition is true. Raises ``WrongResultError`` after ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
@@ -217,6 +222,18 @@ class OutageCell:
                 report_at = passed_s + REPORT_EVERY_S
                 self.report_step(f"{what}: {passed_s:.0f} of {seconds:.0f} s")
             self._pump()
+
+    def call(self, function: Callable[[], T], what: str) -> T:
+        """Call a function that may take long in a thread, and take the logs of all processes meanwhile.
+
+        If no process took the logs, the processes would wait until their logs are taken.
+        """
+        self.report_step(what)
+        with ThreadPoolExecutor(1) as thread:
+            future = thread.submit(function)
+            while not future.done():
+                self._pump()
+        return future.result()
 
     def wait_for_logs(self, until: float) -> None:
         """Wait until the logs of all processes reach a moment."""

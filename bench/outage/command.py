@@ -1,6 +1,6 @@
 """The command line of outage runs: ``python -m bench outage``.
 
-Exit codes: 0 done, 1 something was seen that must never be or a server failed, 2 bad usage.
+Exit codes: 0 done, 1 a promise was violated or a server failed, 2 bad usage.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import msgspec
 from bench.consumer_process import failures_as_wrong_results
 from bench.fresh_process import log_warnings_only
 from bench.outage.cell import BUSY_NODES_COUNT, Load, OutageCell
-from bench.outage.outages import OUTAGES
-from bench.outage.run import finish, run_outages
+from bench.outage.outages import OUTAGES, RESTARTS
+from bench.outage.run import finish, run_outages, total_of
 from bench.outage.table import markdown_of
 from bench.progress import show_progress
 from bench.record import commit, machine, now, versions
@@ -36,7 +36,7 @@ Example: kill one of three memcacheds for ten minutes, and write the record to a
 
 @click.command(
     help="Start three memcacheds, a RabbitMQ cluster of three nodes, consumers, agents, schedulers and readers; let "
-    "one server after the other go away and return; and print what users of the cell saw as a Markdown table.\n\n\b\n"
+    "one server after the other go away and return; and print the effects as a Markdown table.\n\n\b\n"
     + "\n".join(f"{one.name:23} {one.what}" for one in OUTAGES)
     + f"\n\n{EXAMPLE}",
     context_settings={"max_content_width": 120},
@@ -48,6 +48,7 @@ Example: kill one of three memcacheds for ten minutes, and write the record to a
     multiple=True,
     help="An outage to cause; may be given several times.  [default: all of them]",
 )
+@click.option("--rolling", is_flag=True, help="Restart each server and each process of nodestate instead, in turn.")
 @click.option(
     "--outage-s",
     type=click.FloatRange(min=0.0, min_open=True),
@@ -89,6 +90,7 @@ Example: kill one of three memcacheds for ten minutes, and write the record to a
 def main(
     *,
     chosen: tuple[str, ...],
+    rolling: bool,
     outage_s: float,
     rate: float,
     nodes: int,
@@ -99,6 +101,8 @@ def main(
     logs: Path | None,
 ) -> None:
     """Run outages, print their table and write their record."""
+    if rolling and chosen:
+        raise click.UsageError("--rolling restarts everything and causes no outage: leave out --outage")
     load = Load(nodes, rate, schedulers, seed, replicas)
     outages = [one for one in OUTAGES if not chosen or one.name in chosen]
     log_warnings_only()
@@ -110,9 +114,11 @@ def main(
             if logs is not None:
                 logs.mkdir(parents=True, exist_ok=True)
             folder = logs or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nodestate-bench-")))
-            cell = held.enter_context(OutageCell(folder, load, lambda step: report_progress(step, 0.0)))
-            rows = run_outages(cell, outages, outage_s)
+            cell = held.enter_context(OutageCell(folder, load, report_progress))
+            rows = run_outages(cell, RESTARTS, 0.0) if rolling else run_outages(cell, outages, outage_s)
             finish(cell)
+            if rolling:
+                rows.append(total_of(cell, rows))
     except (WrongResultError, NodestateError, ServerMissingError, ServerFailedError) as error:
         click.echo(f"bench outage: {error}", err=True)
         sys.exit(1)
@@ -135,7 +141,7 @@ def main(
         for reason in row.figures.reasons:
             click.echo(f"{row.name}: {reason}", err=to_stderr)
     for violation in violations:
-        click.echo(f"must never be: {violation}", err=to_stderr)
+        click.echo(f"violation: {violation}", err=to_stderr)
     if json_file == "-":
         sys.stdout.buffer.write(encoded)
     elif json_file is not None:

@@ -91,7 +91,7 @@ class ReadSample(NamedTuple):
 
 
 class WorkerLog(NamedTuple):
-    """What happened in one process since its last log."""
+    """The samples of one process since its last log."""
 
     until: float
     """All that began before this moment is in this log or an earlier one."""

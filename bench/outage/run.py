@@ -1,9 +1,10 @@
-"""One run: causes outages one after the other in a cell under load, and checks what users of the cell saw."""
+"""One run: causes outages one after the other in a cell under load, and checks the promises to its users."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from bench.outage.cell import PATIENCE_S, OutageCell
@@ -13,14 +14,19 @@ from bench.outage.run_log import Figures, Window
 from bench.workload import WrongResultError
 
 SETTLE_S: Final = 10.0
-"""Time for which the cell is watched after an outage."""
-FLUSHED_S: Final = 10.0
-"""Time for which the cell is watched after an outage that is over at once, in addition to ``SETTLE_S``."""
+"""Shortest time for which the cell is watched after an outage."""
+FLUSHED_S: Final = 20.0
+"""The same after an outage whose cause is over at once."""
+TWICE_LIMIT_S: Final = 60.0
+"""Time after which no instance may still be on two nodes."""
 DRAIN_S: Final = 60.0
+"""Time after which all instances must have ended, at the end of the run."""
+DIFFERENCES_COUNT: Final = 4
+"""Number of differences between view and agents that the run shows."""
 
 
 class Row(NamedTuple):
-    """One outage, and what users of the cell saw from its begin until the cell was well again."""
+    """One outage or restart, and its effects until the cell was well again."""
 
     name: str
     outage_s: float
@@ -29,54 +35,73 @@ class Row(NamedTuple):
     """Seconds from the end of the outage until the cell was well; infinity if it was not."""
     lost: int
     """Events that agents published and that the view lacks."""
+    window: Window
     figures: Figures
 
 
 def run_outages(cell: OutageCell, outages: Sequence[Outage], outage_s: float) -> list[Row]:
-    """Cause outages one after the other. Violations are in the log of the cell."""
+    """Cause outages of ``outage_s`` seconds one after the other. Violations are in the log of the cell."""
     rows = []
-    for outage in outages:
-        seconds = outage_s if outage.lasts else min(outage_s, FLUSHED_S)
-        rows.append(_measure(cell, outage.name, outage.begin, seconds, lasts=outage.lasts))
+    for index, outage in enumerate(outages):
+        cell.share_done = index / len(outages)
+        rows.append(_measure(cell, outage, outage_s))
     return rows
 
 
-def _measure(
-    cell: OutageCell,
-    name: str,
-    begin: Callable[[OutageCell], Callable[[], object]],
-    seconds: float,
-    *,
-    lasts: bool,
-) -> Row:
-    """Cause one outage, wait until the cell is well again, and return what its users saw."""
+def total_of(cell: OutageCell, rows: Sequence[Row]) -> Row:
+    """Return the total of all rows, with the time between them."""
+    window = Window(rows[0].window.began, rows[-1].window.ended)
+    return Row(
+        "total",
+        sum(row.outage_s for row in rows),
+        max(row.healed_s for row in rows),
+        sum(row.lost for row in rows),
+        window,
+        cell.log.figures(window),
+    )
+
+
+def _measure(cell: OutageCell, outage: Outage, outage_s: float) -> Row:
+    """Cause one outage, wait until the cell is well again, and return the effects."""
+    log, name = cell.log, outage.name
     began = time.monotonic()
-    end = begin(cell)
-    if lasts:
-        cell.watch(seconds, name)
+    end = outage.begin(cell)
+    away_at = time.monotonic()
+    if outage.lasts:
+        cell.watch(outage_s, name)
     end()
     ended = time.monotonic()
-    if not lasts:
-        cell.watch(seconds, name)
     cell.report_step(f"{name}: waiting until the cell is well")
     try:
         cell.wait_until(cell.is_well, cell.problem, PATIENCE_S)
         healed_s = time.monotonic() - ended
     except WrongResultError as error:
-        cell.log.violate(f"{name}: the cell is not well: {error}")
-        healed_s = float("inf")
-    cell.watch(max(0.0, SETTLE_S - (time.monotonic() - ended)), f"{name}: settling")
+        log.violate(f"{name}: the cell is not well: {error}")
+        healed_s = math.inf
+    settle_s = SETTLE_S if outage.lasts else FLUSHED_S
+    cell.watch(max(0.0, settle_s - (time.monotonic() - ended)), f"{name}: settling")
     lost = cell.lost_events(PATIENCE_S)
     if lost:
-        cell.log.violate(f"{name}: the view lacks {lost} events")
+        log.violate(f"{name}: the view lacks {lost} events")
     window = Window(began, time.monotonic())
     cell.report_step(f"{name}: waiting for logs")
     cell.wait_for_logs(window.ended)
-    cell.log.settle(window.ended)
-    for instance in cell.log.locations.twice:
-        nodes = sorted(cell.log.locations.instances[instance])
-        cell.log.violate(f"{name}: {instance} is on {' and '.join(nodes)} after the cell was well again")
-    return Row(name, ended - began if lasts else 0.0, healed_s, lost, cell.log.figures(window))
+    log.settle(window.ended)
+    _require_no_copies(cell, name)
+    return Row(name, ended - away_at if outage.lasts else 0.0, healed_s, lost, window, log.figures(window))
+
+
+def _require_no_copies(cell: OutageCell, name: str) -> None:
+    """Note a violation for each instance that is on two nodes and stays there."""
+    log = cell.log
+    copied = set(log.locations.twice)
+    deadline = time.monotonic() + TWICE_LIMIT_S
+    while copied and time.monotonic() < deadline:
+        cell.wait_for_logs(moment := time.monotonic())
+        log.settle(moment)
+        copied &= set(log.locations.twice)
+    for instance in sorted(copied):
+        log.violate(f"{name}: {instance} stays on {' and '.join(sorted(log.locations.instances[instance]))}")
 
 
 def finish(cell: OutageCell) -> None:
@@ -92,7 +117,7 @@ def finish(cell: OutageCell) -> None:
     try:
         cell.wait_until(lambda: not left(), lambda: f"{len(left())} instances do not end", DRAIN_S)
     except WrongResultError as error:
-        cell.log.violate(f"at the end: {error}: {sorted(left().items())[:4]}")
+        cell.log.violate(f"at the end: {error}: {sorted(left().items())[:DIFFERENCES_COUNT]}")
     cell.report_step("comparing the view with the agents")
-    for difference in cell.differences()[:4]:
+    for difference in cell.differences()[:DIFFERENCES_COUNT]:
         cell.log.violate(f"at the end: {difference}")

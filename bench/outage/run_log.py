@@ -1,4 +1,4 @@
-"""The merged logs of all processes of an outage run: the figures of one part of the run, and what must never be."""
+"""The merged logs of all processes of an outage run: the figures of parts of the run, and violations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Window(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What users of the cell saw in one part of the run."""
+    """The experience of the users of the cell in one part of the run."""
 
     refused_reads: int
     """Reads without a view within the bound, of all readers."""
@@ -103,7 +103,7 @@ class RunLog:
         self.until: dict[str, float] = {}
         """By process, the moment before which its log has everything."""
         self.violations: list[str] = []
-        """What must never be, in sentences; at most ``VIOLATIONS_COUNT``."""
+        """Violations of promises, in sentences; at most ``VIOLATIONS_COUNT``."""
         self.locations = InstanceLocations()
         # Greatest age of a view that readers accept.
         self._bound_s = bound_s
@@ -136,7 +136,7 @@ class RunLog:
             self.violate(sentence)
 
     def violate(self, sentence: str) -> None:
-        """Note something that must never be."""
+        """Note a violation of a promise."""
         if len(self.violations) < VIOLATIONS_COUNT:
             self.violations.append(sentence)
 

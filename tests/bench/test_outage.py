@@ -87,7 +87,7 @@ def sample_row() -> Row:
         agents=WorkerLog(50.0, events=1_234),
     )
     assert log.violations == []
-    return Row("memcached-killed", 60.0, 1.5, 0, log.figures(Window(5.0, 60.0)))
+    return Row("memcached-killed", 60.0, 1.5, 0, Window(5.0, 60.0), log.figures(Window(5.0, 60.0)))
 
 
 def test_the_table_has_one_line_for_each_row() -> None:
@@ -95,13 +95,14 @@ def test_the_table_has_one_line_for_each_row() -> None:
     assert [cell.strip() for cell in head.strip("|").split("|")] == list(HEAD)
     assert set(rule) == set("|-:")
     assert len(head) == len(rule) == len(line)
-    cells = dict(zip(HEAD[:10], (cell.strip() for cell in line.strip("|").split("|")), strict=False))
+    cells = dict(zip(HEAD[:11], (cell.strip() for cell in line.strip("|").split("|")), strict=False))
     assert cells == {
         "outage": "memcached-killed",
         "away": "60.0 s",
         "well after": "1.5 s",
         "no fresh view": "3.5 s",
         "longest": "3.5 s",
+        "reads refused": "3",
         "incomplete": "0.0 s",
         "greatest age": "12.5 s",
         "events": "1,234",
