@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from structlog.testing import capture_logs
 
 from nodestate.config import Config
 from nodestate.consumers.member import Member
@@ -367,3 +370,43 @@ def test_owner_that_dies_while_it_takes_nodes_back_loses_none(design: str, write
     world.readers = [ReplicaReader(world)]
     world.run_well(10)
     assert NODES[0] not in world.readers[0].read(5.0).nodes, "the leave was lost for good"
+
+
+def doubts(logs: list[Any]) -> list[Any]:
+    """The entries of the log in which an owner doubts its replica."""
+    return [entry for entry in logs if "the other one may have more" in entry["event"]]
+
+
+def test_replica_that_is_retired_while_no_consumer_runs_causes_no_doubt() -> None:
+    world = begun("snapshot")
+    all_die(world)
+    change_record(world, "retire", f"{world.config.read_design}_replica")
+    start_all(world)
+    with capture_logs() as logs:
+        for _ in range(4):
+            world.run_well(0.5)
+            assert not world.readers[0].read(5.0).incomplete
+    assert not doubts(logs)
+    assert [head is None for head in (head_of(world, 0, 1), head_of(world, 1, 1))] == [True, True]
+    require_current(world)
+
+
+@pytest.mark.parametrize(("design", "is_away"), [("journal", False), ("snapshot", True)])
+def test_replica_that_is_retired_while_no_consumer_runs_may_have_more(design: str, is_away: bool) -> None:
+    """The owner went on with it alone. The next owner reads it, or the partition is incomplete."""
+    world = begun(design)
+    world.servers[0].stop()
+    world.run_well(5)
+    leave(world, NODES[-1])  # a node of partition 0
+    all_die(world)
+    world.servers[0].start()
+    change_record(world, "retire", f"{world.config.read_design}_replica")
+    if is_away:
+        world.servers[1].stop()
+    start_all(world)
+    world.readers = [ReplicaReader(world)]
+    with capture_logs() as logs:
+        world.run_well(3 * world.config.settle_s)  # each view is judged
+    left = world.readers[0].read(5.0)
+    assert bool(doubts(logs)) == is_away
+    assert (NODES[-1] in left.nodes) == (NODES[-1] in left.incomplete) == is_away

@@ -177,6 +177,7 @@ def trusted(taken: Mapping[str, TakeoverResult], unread: Collection[str], config
         partner = DESIGNS[design].partner if design in DESIGNS else ""
         other = taken.get(partner)
         recent = one.complete and one.behind_ms is not None and one.behind_ms <= fresh_s(config) * 1000
-        if (one.copies == 1 and (recent or partner not in unread)) or (other is not None and other.copies > 1):
+        is_alone = one.copies == 1 and (recent or partner not in unread)
+        if not partner or is_alone or (other is not None and other.copies > 1):
             found[design] = one
     return found

@@ -90,7 +90,7 @@ class Takeover:
         """The consumer's logger."""
 
     def take_due(self, designs: tuple[str, ...]) -> bool:
-        """Take over every partition that is due, in these designs, and delete its other designs.
+        """Take over every partition that is due, in these designs, and then delete its other designs.
 
         Returns True if at least one partition was taken over. A partition whose store failed is postponed.
         """
@@ -102,7 +102,6 @@ class Takeover:
         stored = self._take_stored(new)
         self._seed_partitions(stored, now)
         begin: dict[DesignOfPartition, tuple[Store, Steps[None]]] = {}
-        unused: list[DesignOfPartition] = []
         for number, taken in stored.items():
             partition = new[number]
             for name in self._merge(partition, taken, now):
@@ -110,22 +109,23 @@ class Takeover:
                     self._storage.store_of(number, name),
                     self._storage.begin_epoch(partition, name, now),
                 )
-            unwritten = DESIGNS.keys() - partition.writers.keys()
-            unused += [(number, name) for name in unwritten if self._storage.has(name)]
-        self._storage.delete(unused)
         begun = run(begin)
         any_taken = False
+        unused: list[DesignOfPartition] = []
         for number, partition in new.items():
             failed = [error for (p, _), error in begun.items() if p == number and isinstance(error, NodestateError)]
             if failed:
                 self._failures.postpone(number, failed[0])
             elif self._owned.is_due(number, now):
                 self._owned.admit(partition)
+                unwritten = DESIGNS.keys() - partition.writers.keys()
+                unused += [(number, name) for name in unwritten if self._storage.has(name)]
                 any_taken = True
                 self._stats.takeovers += 1
                 self._log.info(
                     "partition taken over", partition=number, nodes=len(partition.records), complete=partition.complete
                 )
+        self._storage.delete(unused)
         return any_taken
 
     def _take_stored(self, new: Mapping[int, OwnedPartition]) -> dict[int, dict[str, TakeoverResult]]:
@@ -153,7 +153,35 @@ class Takeover:
                     for name, one in found.items()
                     if isinstance(one, TakeoverResult)
                 }
+        self._add_retired_replicas(new, stored)
         return stored
+
+    def _add_retired_replicas(
+        self, new: Mapping[int, OwnedPartition], stored: dict[int, dict[str, TakeoverResult]]
+    ) -> None:
+        """Add the state of replicas that are no longer written, if the other one says that two were in sync.
+
+        An operator may retire a replica while no consumer runs, and the last owner may have gone on with that one
+        alone. If it cannot be read, the owner doubts the one that it has.
+
+        Args:
+            new: the partitions that are taken over.
+            stored: their stored state by design, to which the replicas are added.
+        """
+        retired = {
+            (number, partner): writer
+            for number, taken in stored.items()
+            for name, one in taken.items()
+            if one.copies > 1
+            and (partner := DESIGNS[name].partner)
+            and partner not in new[number].writers
+            and self._storage.has(partner)
+            for writer in self._storage.writers(number, [partner]).values()
+        }
+        results = run({one: (self._storage.store_of(*one), writer.take_over()) for one, writer in retired.items()})
+        for (number, name), result in results.items():
+            if isinstance(result, TakeoverResult):
+                stored[number][name] = _without_damage(number, name, result)
 
     def _seed_partitions(self, stored: dict[int, dict[str, TakeoverResult]], now: float) -> None:
         """Replace unusable stored state by the nodes of the seed layout, if there is one.
@@ -238,7 +266,7 @@ class Takeover:
             behind_ms = [one.behind_ms for one in taken.values() if one.behind_ms is not None and one.epoch_continues]
             partition.caught_up_at = asked_at - min(behind_ms) / 1000 if behind_ms else partition.caught_up_at
         has_replicas = any(DESIGNS[name].partner in partition.writers for name in partition.writers)
-        if taken and not partition.complete and has_replicas:
+        if is_doubted or (taken and not partition.complete and has_replicas):
             # The owner before may have doubted its replica, and ended before it could mark the silent nodes.
             partition.unheard = {record.name for record in partition.records if not record.gone}
         if is_doubted:
@@ -251,7 +279,7 @@ class Takeover:
                 nodes=len(partition.records),
             )
         for name, one in taken.items():
-            if one.copies == 1 and name in DESIGNS and DESIGNS[name].partner in partition.writers:
+            if one.copies == 1 and name in partition.writers and DESIGNS[name].partner in partition.writers:
                 partition.alone.add(name)
         partition.begins_with_queue = SEED in taken
         partition.begins_empty = not partition.records
