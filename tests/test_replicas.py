@@ -10,11 +10,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from nodestate.cli.doctor.design_checks import examine_design
-from nodestate.cli.doctor.findings import FAIL, OK, WARN
-from nodestate.cli.inspection import DesignStatus, HeadStatus, head_status
 from nodestate.config import Config, load
-from nodestate.errors import ConfigError, StoreUnavailableError
+from nodestate.errors import ConfigError
 from nodestate.ports import Item
 from nodestate.store import keys
 from nodestate.store.head import Head, read_head
@@ -213,33 +210,6 @@ def test_replica_that_says_that_it_is_alone_is_not_left_behind(world: SimulatedC
     start_all(world)
     world.run_well(5)  # each view is judged
     require_current(world)
-
-
-def test_doctor_warns_of_partitions_with_one_replica_in_sync(world: SimulatedCell) -> None:
-    """Their number is a warning, because readers lose nothing; a partition without any head is a failure."""
-    world.servers[1].stop()
-    world.run_well(5)
-    first, second = status_of(world, 0), status_of(world, 1)
-    for status, other in ((first, second), (second, first)):
-        findings = [one for one in examine_design(world.config, status, other) if one.level != OK]
-        assert [one.level for one in findings] == [WARN]
-        assert findings[0].says.startswith("2 of 2 partitions have one replica in sync, for example 0: ")
-    world.servers[0].stop()
-    first, second = status_of(world, 0), status_of(world, 1)
-    assert FAIL in [one.level for one in examine_design(world.config, first, second)]
-
-
-def status_of(cell: SimulatedCell, replica: int) -> DesignStatus:
-    """The status of a design as ``doctor`` inspects it."""
-    heads: list[HeadStatus | str] = []
-    for partition in (0, 1):
-        found: tuple[Head, Item] | StoreUnavailableError | None
-        try:
-            found = stored_head(cell, partition, replica)
-        except StoreUnavailableError as error:
-            found = error
-        heads.append(head_status(found, MemoryStore(cell.servers[replica]), cell.clock.monotonic()))
-    return DesignStatus("a design", cell.readers[0].read(5.0), 0.0, heads)
 
 
 def test_nothing_is_acknowledged_while_both_servers_are_away(world: SimulatedCell) -> None:

@@ -27,6 +27,7 @@ from nodestate.designs.comparison import (
 )
 from nodestate.errors import NodestateError
 from nodestate.model import Version
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import Resync
 from nodestate.text import age_text, count_text
 from nodestate.view.view import View
@@ -54,7 +55,10 @@ class PairComparison:
     right: str
     """Name of the design that is compared with it."""
     suspects: Differences
-    """Nodes whose state differs, and how the right side differs from the left."""
+    """Nodes whose state differs, and how the right side differs from the left.
+
+    A side lacks all nodes of a partition that it could not read; ``Verdict.found`` leaves these nodes out.
+    """
 
 
 @dataclass(slots=True)
@@ -71,6 +75,17 @@ class Verdict:
     """Version of each node whose agent answered; empty if agents were not asked."""
     seconds: float = 0.0
     """How long the comparison took."""
+
+    def found(self, comparison: PairComparison) -> Differences:
+        """Return the differences of a comparison in partitions that could be read on both sides."""
+        sides = [
+            (self.views[one], self.unreadable[one]) for one in (comparison.left, comparison.right) if one in self.views
+        ]
+        return {
+            node: difference
+            for node, difference in comparison.suspects.items()
+            if not any(partition_of(node, len(view.partitions)) in lost for view, lost in sides)
+        }
 
     @property
     def agree(self) -> bool:
@@ -186,7 +201,11 @@ def as_json(verdict: Verdict) -> dict[str, object]:
             for name, view in verdict.views.items()
         },
         "pairs": [
-            {"left": comparison.left, "right": comparison.right, **by_kind(comparison.suspects, _kinds(comparison))}
+            {
+                "left": comparison.left,
+                "right": comparison.right,
+                **by_kind(verdict.found(comparison), _kinds(comparison)),
+            }
             for comparison in verdict.comparisons
         ],
         "seconds": round(verdict.seconds, 3),
@@ -201,8 +220,9 @@ def show(run: Run, verdict: Verdict) -> None:
     """Print a verdict for people."""
     for name, view in verdict.views.items():
         nodes = count_text(len(view.nodes), "node")
-        run.out.print(f"{name}: {nodes}, {age_text(view.age)}, {len(view.incomplete):,} incomplete")
         unreadable = verdict.unreadable[name]
+        age = f"{age_text(view.age)}, " if not unreadable else ""  # a partition that can't be read has no age
+        run.out.print(f"{name}: {nodes}, {age}{len(view.incomplete):,} incomplete")
         if unreadable:
             number, why = next(iter(unreadable.items()))
             run.out.print(
@@ -213,14 +233,15 @@ def show(run: Run, verdict: Verdict) -> None:
             run.out.print(f"  incomplete: {_names(sorted(view.incomplete))}", markup=False)
     readable = "" if not any(verdict.unreadable.values()) else " in the partitions that can be read"
     for comparison in verdict.comparisons:
-        if not comparison.suspects:
+        found = verdict.found(comparison)
+        if not found:
             run.out.print(f"{comparison.left} and {comparison.right}: [green]no difference[/]{readable}")
             continue
         run.out.print(
             f"{comparison.right}, compared with {comparison.left}: "
-            f"[red]{count_text(len(comparison.suspects), 'difference')}[/]"
+            f"[red]{count_text(len(found), 'difference')}[/]{readable}"
         )
-        for kind, names in by_kind(comparison.suspects, _kinds(comparison)).items():
+        for kind, names in by_kind(found, _kinds(comparison)).items():
             if names:
                 run.out.print(f"  {kind}: {len(names):,}: {_names(names)}", markup=False)
     if verdict.census:

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 import structlog
+from rich.markup import escape
 
 from nodestate.cli.check import as_json as verdict_json
 from nodestate.cli.check import show as show_verdict
 from nodestate.cli.command import SECONDS, Run, cell_command, operator_name
 from nodestate.cli.design_switch import DesignIncompleteError, DesignsDifferError, DesignSwitch
+from nodestate.cli.inspection import out_of_sync, replica_pairs
 from nodestate.designs.connections import configured
 from nodestate.designs.control import Control, author_text, cut_over, prepared, require_named, retired, rolled_back
 from nodestate.designs.stored_design import display_names, parse_stored_design
@@ -25,6 +29,9 @@ def command() -> None:
 
     From the database to memcached: 'prepare snapshot', 'verify snapshot', 'cutover snapshot', and after some days
     'retire sql'. Before that, 'rollback' goes back at any time.
+
+    A second replica on other memcached servers, for the case that one fails: 'prepare snapshot_replica' and 'verify'.
+    Readers find it by themselves.
 
     From 8 to 12 partitions: the same steps with snapshot@12, then 'retire snapshot@8'. A name without @ and a number
     means the number of partitions that readers use now.
@@ -74,13 +81,18 @@ def status(run: Run) -> None:
     """Show the control record, its copies, and for each design its nodes, its age and its complete partitions.
 
     JSON: {"version", "writes", "reads", "partitions", "former", "said_by", "command", "changed_at", "key", "leaving",
-    "copies": {store: version}, "designs": {name: {"nodes", "age", "whole", "partitions"}}}; "key" is the id of the key
-    that signed the record, and "whole" the number of complete partitions.
+    "copies": {store: version}, "designs": {name: {"nodes", "age", "whole", "partitions"}}, "in_sync": {names:
+    partitions}}; "key" is the id of the key that signed the record, "whole" the number of complete partitions, and
+    "in_sync" has for each pair of replicas the number of partitions in which both are in sync.
     """
     with DesignSwitch(run) as switch:
         control, found = switch.record()
         names = control.names
         statuses = dict(zip(control.writes, switch.statuses(control.writes), strict=True))
+        in_sync = {
+            f"{first.name} and {other.name}": len(first.heads) - len(out_of_sync(first, other))
+            for first, other in replica_pairs(list(statuses.values()))
+        }
         if run.as_json:
             run.print_json(
                 {
@@ -104,6 +116,7 @@ def status(run: Run) -> None:
                         }
                         for design, one in statuses.items()
                     },
+                    "in_sync": in_sync,
                 }
             )
             return
@@ -111,7 +124,17 @@ def status(run: Run) -> None:
         run.out.print(f"  {author_text(control)}", markup=False, soft_wrap=True)
         for design, one in statuses.items():
             state = f"{len(switch.complete_partitions(one))} of {count_text(design.partitions, 'partition')} complete"
-            run.out.print(f"  {one.name}: {count_text(len(one.view.nodes), 'node')}, {age_text(one.view.age)}, {state}")
+            nodes = count_text(len(one.view.nodes), "node")
+            if unread := {p.partition: p.lost for p in one.view.partitions if p.lost}:
+                number, why = next(iter(unread.items()))
+                partitions = count_text(len(unread), "partition")
+                says = f"{nodes}, {state}; {partitions} can't be read, for example {number}: {why}"
+            else:
+                says = f"{nodes}, {age_text(one.view.age)}, {state}"
+            run.out.print(f"  {one.name}: {says}", markup=False, soft_wrap=True)
+        for replicas, count in in_sync.items():
+            partitions = count_text(control.reads.partitions, "partition")
+            run.out.print(f"  {replicas} are in sync in {count} of {partitions}")
         for copy in found:
             has = f"version {copy.control.version}" if copy.control else copy.invalid or "none"
             run.out.print(f"  copy at {copy.store.name}: {copy.error or has}", markup=False, soft_wrap=True)
@@ -133,14 +156,19 @@ def status(run: Run) -> None:
 def prepare(run: Run, name: str, timeout: float) -> None:
     """Have consumers write design NAME as well, and wait until it has all nodes.
 
-    NAME is journal, snapshot or sql; snapshot@12 is the snapshot design in 12 partitions. Consumers copy the present
+    NAME is journal, snapshot or sql; snapshot@12 is the snapshot design in 12 partitions, and snapshot_replica the
+    second replica of the snapshot design, on other memcached servers. Consumers copy the present
     state of all nodes from the design that readers read; agents are not asked for reports. Readers stay with their
     design.
     """
     with DesignSwitch(run, f"prepare {name}") as switch:
         base = parse_stored_design(name, run.config.partitions).design
         if base not in configured(run.config):
-            raise ConfigError(f"the settings name no store for design {base}: set NODESTATE_SQL or NODESTATE_STORE")
+            if base.endswith("_replica"):
+                remedy = "a replica needs two memcached servers: set NODESTATE_STORE=memcached://host:port,host:port"
+            else:
+                remedy = "set NODESTATE_SQL or NODESTATE_STORE"
+            raise ConfigError(f"the settings name no store for design {base}: {remedy}")
         design = switch.named(name)
         if switch.record()[0].has_retired(design.partitions):
             run.require_shared(broker=True)
@@ -163,22 +191,39 @@ def prepare(run: Run, name: str, timeout: float) -> None:
 def verify(run: Run, name: str | None, timeout: float) -> int:
     """Compare design NAME node by node with the design that readers read.
 
-    Without NAME, each other design that consumers write is compared. Exit code 0 if there is no difference, else 1.
+    Without NAME, each other design that consumers write is compared. If a design has two replicas, both must be in sync
+    in each partition. Exit code 0 if there is no difference and all replicas are in sync, else 1.
     """
     with DesignSwitch(run) as switch:
         control, _ = switch.record()
         others = [switch.named(name)] if name else [one for one in control.writes if one != control.reads]
         names = display_names([*control.writes, *others])
         verdicts = {names[other]: switch.verdict(control.reads, other, timeout) for other in others}
+        replicas = switch.wait_until_in_sync([control.reads, *others], timeout)
         if run.as_json:
             verdicts_json = {other: verdict_json(verdict) for other, verdict in verdicts.items()}
-            run.print_json({"reads": names[control.reads], "verdicts": verdicts_json})
+            lacking = {pair: {str(number): why for number, why in found.items()} for pair, found in replicas}
+            run.print_json({"reads": names[control.reads], "verdicts": verdicts_json, "out_of_sync": lacking})
         elif not others:
             run.out.print(f"consumers write {names[control.reads]} only, so there is nothing to compare it with")
         else:
             for verdict in verdicts.values():
                 show_verdict(run, verdict)
-        return 0 if all(verdict.agree for verdict in verdicts.values()) else 1
+            for pair, found in replicas:
+                _print_sync(run, pair, found)
+        return 0 if all(verdict.agree for verdict in verdicts.values()) and not any(one for _, one in replicas) else 1
+
+
+def _print_sync(run: Run, pair: str, lacking: Mapping[int, str]) -> None:
+    if not lacking:
+        run.out.print(f"{pair}: [green]in sync[/]")
+        return
+    number, why = next(iter(lacking.items()))
+    partitions = count_text(len(lacking), "partition")
+    run.out.print(
+        f"{pair}: [red]{partitions} not in sync[/], for example {number}: {escape(why)}; run 'nodestate doctor'",
+        soft_wrap=True,
+    )
 
 
 @cell_command(

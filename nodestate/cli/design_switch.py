@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from nodestate.broker import KombuLayouts
 from nodestate.cli.check import Verdict, compare
 from nodestate.cli.command import Run, operator_name
-from nodestate.cli.inspection import CellInspector, DesignStatus
+from nodestate.cli.inspection import CellInspector, DesignStatus, out_of_sync, replica_pairs
 from nodestate.designs.connections import configured, open_stores
 from nodestate.designs.control import Control, cleared, dated, record_from_settings, renewed
 from nodestate.designs.control_auth import control_auth
@@ -244,6 +244,23 @@ class DesignSwitch:
         try:
             with self._bar(f"comparing {left} and {right}", None):
                 return compare(inspector.views, timeout)
+        finally:
+            inspector.close()
+
+    def wait_until_in_sync(self, designs: Sequence[StoredDesign], timeout: float) -> list[tuple[str, dict[int, str]]]:
+        """Wait at most ``timeout`` seconds until the replicas of these designs are in sync.
+
+        Returns for each pair of replicas the names of both, and the partitions that are not in sync with the reason.
+        """
+        deadline = time.monotonic() + timeout
+        inspector = CellInspector(self.config, designs)
+        try:
+            while True:
+                pairs = replica_pairs(inspector.inspect())
+                found = [(f"{first.name} and {other.name}", out_of_sync(first, other)) for first, other in pairs]
+                if not any(lacking for _, lacking in found) or time.monotonic() > deadline:
+                    return found
+                time.sleep(RETRY_INTERVAL_S)
         finally:
             inspector.close()
 

@@ -16,7 +16,7 @@ from nodestate.designs.control_store import ControlStore, Copy, newest
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign, display_names, parse_stored_design
 from nodestate.errors import NodestateError
-from nodestate.ports import Item, Store, SystemClock
+from nodestate.ports import Item, Store, StoreRole, SystemClock
 from nodestate.store import keys
 from nodestate.store.head import NEVER_HEARD, Head, read_head
 from nodestate.store.liveness import latest_write
@@ -170,6 +170,35 @@ class CellInspector:
         found = run(work)
         now = time.monotonic()
         return [head_status(found[number], work[number][0], now) for number in numbers]
+
+
+def replica_pairs(statuses: Sequence[DesignStatus]) -> list[tuple[DesignStatus, DesignStatus]]:
+    """Return the designs of which both replicas were inspected: the status of the first one and of the other one."""
+    by_name = {status.name: status for status in statuses}
+    pairs = []
+    for name, status in by_name.items():
+        base, at, partitions = name.partition("@")
+        design = DESIGNS[base]
+        if design.partner and design.store_role is StoreRole.STORE:
+            other = by_name.get(f"{design.partner}{at}{partitions}")
+            pairs += [(status, other)] if other is not None else []
+    return pairs
+
+
+def out_of_sync(first: DesignStatus, other: DesignStatus) -> dict[int, str]:
+    """Return the partitions of which not both replicas are in sync, each with the reason."""
+    found = {}
+    for number, heads in enumerate(zip(first.heads, other.heads, strict=True)):
+        named = zip((first.name, other.name), heads, strict=True)
+        absent = [f"{name}: {head}" for name, head in named if isinstance(head, str)]
+        alone = [head.copies == 1 for head in heads if isinstance(head, HeadStatus)]
+        if absent:
+            found[number] = absent[0]
+        elif all(alone):
+            found[number] = "each replica says that the other one is not in sync"
+        elif any(alone):
+            found[number] = f"{(other if alone[0] else first).name} is not in sync"
+    return found
 
 
 def head_status(found: tuple[Head, Item] | NodestateError | None, store: Store, now: float) -> HeadStatus | str:

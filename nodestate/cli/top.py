@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import click
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.inspection import CellInspector, DesignStatus, HeadStatus, selected_designs
+from nodestate.cli.inspection import CellInspector, DesignStatus, HeadStatus, replica_pairs, selected_designs
 from nodestate.cli.shutdown import stop_on_signals
 from nodestate.text import count_text
 
@@ -33,6 +33,7 @@ from nodestate.text import count_text
 def command(run: Run, designs: str | None, once: bool, seconds: float | None, every: float) -> None:
     """Show the partitions: owner, term, offset, how far behind, age. Refresh the table until Ctrl-C.
 
+    Second replicas have a table of their own. Column "in sync": number of replicas that have all stored events.
     Column "offset": number of commits in the present epoch. Column "behind": seconds since the owner was last caught up
     with its queue. Column "age": age of a view of the partition. With --json, each refresh prints one object.
     """
@@ -79,6 +80,7 @@ def _as_json(status: DesignStatus) -> dict[str, Any]:
                 "offset": head.next,
                 "behind": head.behind_s,
                 "vouched": head.complete,
+                "copies": head.copies,
             }
         partitions.append(row | {"lost": status.view.partitions[number].lost})
     view = status.view
@@ -92,45 +94,63 @@ def _as_json(status: DesignStatus) -> dict[str, Any]:
 
 
 def _renderable(statuses: Sequence[DesignStatus]) -> RenderableType:
-    lines = [_summary(status) for status in statuses]
+    width = max(len(status.name) for status in statuses)
+    lines = [_summary(status, width) for status in statuses]
     # Partition 3 of 8 holds other nodes than partition 3 of 12, so each number of partitions gets a table of its own.
-    layouts = {
-        len(status.heads): [one for one in statuses if len(one.heads) == len(status.heads)] for status in statuses
-    }
-    tables = [part for of_layout in layouts.values() for part in ("", _table(of_layout))]
-    doubtful = any(not partition.complete for status in statuses for partition in status.view.partitions)
-    return Group(
-        *lines,
-        *tables,
-        Text("* the owner of this partition may not know all nodes yet" if doubtful else "", style="yellow"),
-    )
+    # Second replicas get one, too: beside the first ones, they would make the table too wide for a terminal.
+    pairs = replica_pairs(statuses)
+    seconds = {other.name for _, other in pairs}
+    replicated = seconds | {first.name for first, _ in pairs}
+    groups: dict[tuple[int, bool], list[DesignStatus]] = {}
+    for status in statuses:
+        groups.setdefault((len(status.heads), status.name in seconds), []).append(status)
+    tables = [part for group in groups.values() for part in ("", _table(group, replicated))]
+    notes = [Text(note, style="yellow") for note in _notes(statuses)]
+    return Group(*lines, *tables, *notes)
 
 
-def _table(statuses: Sequence[DesignStatus]) -> Table:
+def _notes(statuses: Sequence[DesignStatus]) -> Iterator[str]:
+    """Yield the explanations of marks in the tables."""
+    heads = [
+        (head, part) for status in statuses for head, part in zip(status.heads, status.view.partitions, strict=True)
+    ]
+    if any(isinstance(head, HeadStatus) and not part.complete for head, part in heads):
+        yield "* the owner of this partition may not know all nodes yet"
+    for status in statuses:
+        if absent := {number: head for number, head in enumerate(status.heads) if isinstance(head, str)}:
+            number, why = next(iter(absent.items()))
+            yield f"- {status.name}: {count_text(len(absent), 'partition')} without a head, for example {number}: {why}"
+
+
+def _table(statuses: Sequence[DesignStatus], replicated: Collection[str]) -> Table:
+    """Return a table with these designs side by side. ``replicated``: names of the designs with two replicas."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("owner", no_wrap=True, overflow="ellipsis", max_width=36)
     table.add_column("nodes", justify="right", no_wrap=True)
     for status in statuses:
-        for number, title in enumerate(("term", "offset", "behind", "age", "incomplete")):
+        titles = ("term", "offset", "behind", "age", "incomplete", *(["in sync"] if status.name in replicated else []))
+        for number, title in enumerate(titles):
             heading = f"[dim]{status.name}[/]\n{title}" if number == 0 else f"\n{title}"
             table.add_column(heading, justify="right", no_wrap=True)
     for number in range(len(statuses[0].heads)):
         cells: list[RenderableType] = []
         for status in statuses:
-            cells += _cells(status, number)
+            cells += _cells(status, number, with_copies=status.name in replicated)
         nodes = max(_nodes(status, number)[0] for status in statuses)
         table.add_row(str(number), _owners(statuses, number), f"{nodes:,}", *cells)
     return table
 
 
-def _summary(status: DesignStatus) -> Text:
+def _summary(status: DesignStatus, width: int) -> Text:
     view = status.view
+    unread = [partition for partition in view.partitions if partition.lost and partition.table is None]
+    age = _duration(view.age, 5.0)
     return Text.assemble(
-        (f"{status.name:<9}", "bold"),
+        (f"{status.name:<{width}} ", "bold"),
         f"{count_text(len(view.nodes), 'node')}, ",
-        _duration(view.age, 5.0),
-        " old, ",
+        (f"{count_text(len(unread), 'partition')} can't be read, ", "red") if unread else "",
+        Text.assemble(age, " old, ") if math.isfinite(view.age) else ("" if unread else "never confirmed, "),
         (f"{len(view.incomplete):,} incomplete", "yellow" if view.incomplete else "green"),
         f", refreshed in {status.refresh_s * 1000:.1f} ms",
     )
@@ -140,23 +160,25 @@ def _owners(statuses: Sequence[DesignStatus], number: int) -> Text:
     heads = [status.heads[number] for status in statuses]
     members = list(dict.fromkeys(head.member for head in heads if isinstance(head, HeadStatus)))
     if not members:
-        return Text(str(heads[0]), style="red")
+        return Text("-")  # a note below the tables says why
     return Text(" / ".join(members), style="red" if len(members) > 1 else "")
 
 
-def _cells(status: DesignStatus, number: int) -> list[RenderableType]:
+def _cells(status: DesignStatus, number: int, *, with_copies: bool) -> list[RenderableType]:
     head = status.heads[number]
     _, incomplete = _nodes(status, number)
+    if not isinstance(head, HeadStatus):
+        return ["-"] * (6 if with_copies else 5)
     complete = status.view.partitions[number].complete
     about = Text(f"{incomplete:,}" + ("" if complete else "*"), style="yellow" if incomplete or not complete else "")
-    if not isinstance(head, HeadStatus):
-        return ["-", "-", "-", _duration(_age(status, number), 5.0), about]
+    copies = [Text(str(head.copies), style="yellow" if head.copies == 1 else "")] if with_copies else []
     return [
         str(head.term),
         f"{head.next:,}",
         _duration(head.behind_s, 5.0),
         _duration(_age(status, number), 5.0),
         about,
+        *copies,
     ]
 
 

@@ -13,12 +13,17 @@ from rich.text import Text
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.doctor.agent_checks import examine_agents
 from nodestate.cli.doctor.broker_checks import examine_broker, examine_unnamed_layouts
-from nodestate.cli.doctor.design_checks import examine_copies, examine_design, examine_record
+from nodestate.cli.doctor.design_checks import (
+    examine_copies,
+    examine_design,
+    examine_record,
+    examine_replicas,
+)
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.cli.doctor.signature_checks import examine_refused_answers, examine_signatures, examine_tags
 from nodestate.cli.doctor.store_checks import examine_damage, examine_database, examine_store
 from nodestate.cli.doctor.value_checks import examine_values
-from nodestate.cli.inspection import CellInspector, read_control, read_copies, selected_designs
+from nodestate.cli.inspection import CellInspector, read_control, read_copies, replica_pairs, selected_designs
 from nodestate.config import Config, servers_of
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control
@@ -99,12 +104,15 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
     values = value_auth(config, SystemClock(), ValueCounts())
     inspector = CellInspector(config, designs, values)
     try:
-        statuses = dict(zip(dict.fromkeys(designs), inspector.inspect(node_max_age=math.inf), strict=True))
-        for stored, status in statuses.items():
-            partner = StoredDesign(DESIGNS[stored.design].partner, stored.partitions)
-            yield from examine_design(config, status, statuses.get(partner))
+        statuses = inspector.inspect(node_max_age=math.inf)
+        pairs = replica_pairs(statuses)
+        partners = {one.name: other for pair in pairs for one, other in (pair, pair[::-1])}
+        for status in statuses:
+            yield from examine_design(config, status, partners.get(status.name))
+        for first, other in pairs:
+            yield examine_replicas(first, other)
         # All designs should have the same nodes. The one with the most is used to examine the agents.
-        views = [inspector.followed_view(), *(status.view for status in statuses.values())]
+        views = [inspector.followed_view(), *(status.view for status in statuses)]
         view = max(views, key=lambda view: len(view.nodes))
         yield from examine_agents(config, view)
         yield from _findings_or_error("signatures", lambda: examine_signatures(config, view))

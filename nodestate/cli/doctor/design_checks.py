@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text, span_text
-from nodestate.cli.inspection import NOTHING_STORED, DesignStatus, HeadStatus
+from nodestate.cli.inspection import NOTHING_STORED, DesignStatus, HeadStatus, out_of_sync
 from nodestate.config import Config
 from nodestate.designs.control import author_text
 from nodestate.designs.control_store import Copy, newest
@@ -67,23 +67,39 @@ def examine_record(config: Config, copies: Sequence[Copy]) -> Iterator[Finding]:
             yield Finding(WARN, f"store {copy.store.name}", says, advice)
 
 
+def examine_replicas(first: DesignStatus, other: DesignStatus) -> Finding:
+    """Say in how many partitions both replicas of a design are in sync. Partitions without any head are left out."""
+    partitions = count_text(len(first.heads), "partition")
+    lacking = {
+        number: why
+        for number, why in out_of_sync(first, other).items()
+        if any(isinstance(status.heads[number], HeadStatus) for status in (first, other))
+    }
+    if not lacking:
+        return Finding(OK, "replicas", f"{first.name} and {other.name} are in sync in {partitions}")
+    number, why = next(iter(lacking.items()))
+    says = f"{len(lacking)} of {partitions} of {first.name} have one replica in sync, for example {number}: {why}"
+    heads = (status.heads[number] for status in (first, other))
+    if any(isinstance(head, str) and head != NOTHING_STORED for head in heads):
+        advice = (
+            "readers and consumers go on with the other server. Start this one again: consumers fill it within "
+            "seconds. Stop no other server before this line is gone"
+        )
+    else:
+        advice = (
+            "consumers fill the replica within seconds: stop no server before this line is gone. If it stays, look in "
+            "the log of 'nodestate consume'"
+        )
+    return Finding(WARN, "replicas", says, advice)
+
+
 def examine_design(config: Config, status: DesignStatus, partner: DesignStatus | None = None) -> Iterator[Finding]:
     """Examine one design as the inspection found it. ``partner``: its other replica; None if it is not written."""
     about = status.name
     heads = {number: head for number, head in enumerate(status.heads) if isinstance(head, HeadStatus)}
     absent = {number: why for number, why in enumerate(status.heads) if isinstance(why, str)}
     if partner is not None:
-        spared = {number for number in absent if isinstance(partner.heads[number], HeadStatus)}
-        if alone := spared | {number for number, head in heads.items() if head.copies == 1}:
-            number = min(alone)
-            why = absent.get(number, "the other one is not in sync")
-            says = (
-                f"{len(alone)} of {count_text(len(status.heads), 'partition')} have one replica in sync, for example "
-                f"{number}: {why}"
-            )
-            advice = "readers lose nothing while the other server runs: start this one, and consumers fill it"
-            yield Finding(WARN, about, says, advice)
-        absent = {number: why for number, why in absent.items() if number not in spared}
+        absent = {number: why for number, why in absent.items() if isinstance(partner.heads[number], str)}
     if absent:
         number, why = next(iter(absent.items()))
         of_all = f"{len(absent)} of {count_text(len(status.heads), 'partition')}"
@@ -154,7 +170,7 @@ def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) ->
     if doubtful := [number for number, head in heads.items() if not head.complete]:
         says = f"{count_text(len(doubtful), 'partition')} may not know all nodes yet, for example {doubtful[:4]}"
         advice = (
-            f"their owners started without stored state and wait for reports, at most {config.settle_s:g} s; no "
-            f"action is needed"
+            f"their owners began without the whole stored state, and wait for reports, at most {config.settle_s:g} s; "
+            "no action is needed"
         )
         yield Finding(WARN, about, says, advice)

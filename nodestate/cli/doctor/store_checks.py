@@ -25,6 +25,7 @@ SKEW_S: Final = 2.0
 PROBE_TTL_S: Final = 60
 """Time to live of the test item in seconds, in case the command ends before it deletes the item."""
 FULL_TEXTS: Final = ("it can be read but not written: it has no memory left", "raise -m, or start it without -M")
+REFILL: Final = "consumers fill it from their memory within seconds, or ask the agents if they started after it"
 OLDEST_MEMCACHED: Final = (1, 6)
 """The first version of memcached that has the meta commands, which nodestate needs."""
 
@@ -75,14 +76,12 @@ def start_finding(about: str, uptime_s: float, changed_at: float, now: float) ->
     """
     says = f"it started {span_text(uptime_s)} ago with nothing in it"
     if not changed_at or changed_at > now - uptime_s - SKEW_S:
-        return Finding(
-            OK, about, f"{says}, as in a new cell; if the cell is older, its agents were asked to report again"
-        )
+        return Finding(OK, about, f"{says}, as in a new cell; if the cell is older, {REFILL}")
     return Finding(
         WARN,
         about,
         f"{says}, and the cell is older: its control record was last changed {span_text(now - changed_at)} ago",
-        "agents were asked to report again; if the restart was not planned, look for its cause in memcached's log",
+        f"{REFILL}; if the restart was not planned, look for its cause in memcached's log",
     )
 
 
