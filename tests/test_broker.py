@@ -26,6 +26,7 @@ from nodestate.broker import (
     KombuResyncSender,
     KombuSink,
     KombuSource,
+    QueueDepth,
     Topology,
     collect_census,
     connect_check,
@@ -41,7 +42,7 @@ from nodestate.broker.rabbitmq.queues import RabbitQueues
 from nodestate.broker.rabbitmq.session import RabbitSession
 from nodestate.broker.topology import DEAD_QUEUE_MAX_BYTES
 from nodestate.broker.virtual.session import VirtualSession
-from nodestate.cli.doctor.broker_checks import examine_broker
+from nodestate.cli.doctor.broker_checks import _examine_nodes, _examine_queues, examine_broker
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, DeadLetterError, UnconfirmedError
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
@@ -1226,6 +1227,35 @@ def test_the_doctor_names_each_exchange_that_was_deleted(rabbit_config: Config, 
         assert finding.level == "FAIL"
         assert exchange in finding.says
     assert not [one for one in examine_broker(rabbit_config, [2]) if one.about == "exchanges"]
+
+
+@pytest.mark.service
+def test_the_doctor_names_nodes_of_a_cluster_that_do_not_answer(rabbit_config: Config) -> None:
+    """Regression: it said that the broker is well, and named the URLs of all nodes."""
+    url, away = rabbit_config.broker, "amqp://guest:guest@127.0.0.1:1//"
+
+    def levels(urls: list[str], queue_type: str = "classic") -> list[str]:
+        config = msgspec.structs.replace(rabbit_config, broker=";".join(urls), queue_type=queue_type)
+        return [one.level for one in _examine_nodes(config)]
+
+    assert levels([url]) == []
+    assert levels([url, url]) == []
+    assert levels([url, away, url]) == ["WARN"]
+    assert levels([url, away, away]) == ["WARN"]
+    assert levels([url, away, url], "quorum") == ["WARN"]
+    assert levels([url, away, away], "quorum") == ["FAIL"], "quorum queues have no majority"
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_the_doctor_misses_no_standby_that_rabbitmq_does_not_count(queue_type: str) -> None:
+    """Regression: of quorum queues it said that no consumer takes over, although each one had a consumer that waited.
+
+    RabbitMQ counts only the active consumer of a quorum queue.
+    """
+    queues = [QueueDepth(number, f"queue {number}", 0, 1) for number in range(2)]
+    config = Config(queue_type=queue_type)
+    findings = list(_examine_queues(config, "queues", queues, fails_over=True))
+    assert [one.level for one in findings] == (["OK", "WARN"] if queue_type == "classic" else ["OK"])
 
 
 @pytest.mark.service

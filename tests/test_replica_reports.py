@@ -58,13 +58,13 @@ def test_doctor_says_once_for_both_replicas_whether_they_are_in_sync(world: Simu
     """Regression: each replica had a line, and one of them said that the other one is not in sync, and not why."""
     first, other = statuses_of(world)
     assert replica_pairs([other, first]) == [(first, other)]
-    well = examine_replicas(first, other)
-    assert (well.level, well.says) == (OK, "snapshot and snapshot_replica are in sync in 2 partitions")
+    [well] = examine_replicas(first, other)
+    assert (well.level, well.says) == (OK, "snapshot and snapshot_replica are in sync in 2 of 2 partitions")
 
     world.servers[1].stop()
     world.run_well(5)
     first, other = statuses_of(world)
-    alone = examine_replicas(first, other)
+    [alone] = examine_replicas(first, other)
     assert alone.level == WARN
     assert alone.says.startswith("2 of 2 partitions of snapshot have one replica in sync, for example 0: snapshot_rep")
     assert "does not answer" in alone.says
@@ -75,6 +75,7 @@ def test_doctor_says_once_for_both_replicas_whether_they_are_in_sync(world: Simu
     world.servers[0].stop()
     first, other = statuses_of(world)
     assert FAIL in [finding.level for finding in examine_design(world.config, first, other)]
+    assert not list(examine_replicas(first, other)), "of partitions without any head nothing is known"
 
 
 def test_replica_that_answers_with_old_contents_is_not_in_sync(world: SimulatedCell) -> None:
@@ -84,7 +85,8 @@ def test_replica_that_answers_with_old_contents_is_not_in_sync(world: SimulatedC
     world.servers[1].start()
     first, other = statuses_of(world)
     assert out_of_sync(first, other) == {0: "snapshot_replica is not in sync", 1: "snapshot is not in sync"}
-    assert "consumers fill the replica within seconds" in examine_replicas(first, other).advice
+    [finding] = examine_replicas(first, other)
+    assert "consumers fill the replica within seconds" in finding.advice
     world.run_well(5)
     assert out_of_sync(*statuses_of(world)) == {}
 

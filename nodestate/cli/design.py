@@ -90,7 +90,7 @@ def status(run: Run) -> None:
         names = control.names
         statuses = dict(zip(control.writes, switch.statuses(control.writes), strict=True))
         in_sync = {
-            f"{first.name} and {other.name}": len(first.heads) - len(out_of_sync(first, other))
+            f"{first.name} and {other.name}": (len(first.heads) - len(out_of_sync(first, other)), len(first.heads))
             for first, other in replica_pairs(list(statuses.values()))
         }
         if run.as_json:
@@ -116,7 +116,7 @@ def status(run: Run) -> None:
                         }
                         for design, one in statuses.items()
                     },
-                    "in_sync": in_sync,
+                    "in_sync": {replicas: count for replicas, (count, _) in in_sync.items()},
                 }
             )
             return
@@ -132,9 +132,8 @@ def status(run: Run) -> None:
             else:
                 says = f"{nodes}, {age_text(one.view.age)}, {state}"
             run.out.print(f"  {one.name}: {says}", markup=False, soft_wrap=True)
-        for replicas, count in in_sync.items():
-            partitions = count_text(control.reads.partitions, "partition")
-            run.out.print(f"  {replicas} are in sync in {count} of {partitions}")
+        for replicas, (count, of) in in_sync.items():
+            run.out.print(f"  {replicas} are in sync in {count} of {count_text(of, 'partition')}")
         for copy in found:
             has = f"version {copy.control.version}" if copy.control else copy.invalid or "none"
             run.out.print(f"  copy at {copy.store.name}: {copy.error or has}", markup=False, soft_wrap=True)

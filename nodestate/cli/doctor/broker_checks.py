@@ -43,6 +43,7 @@ def examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
     deleted = missing_exchanges(config)  # every other connection declares them again
     facts = connect_check(config)
     findings = [Finding(OK, "broker", f"{facts.product} {facts.version} at {facts.broker}")]
+    findings += _examine_nodes(config)
     if not facts.fails_over:
         says = (
             "this transport has no single active consumer, so no consumer takes over the partitions of another "
@@ -66,6 +67,30 @@ def examine_broker(config: Config, layouts: Sequence[int]) -> list[Finding]:
     if not dead.missing:
         findings += _examine_dead_queue(config, dead.queue)
     return findings
+
+
+def _examine_nodes(config: Config) -> Iterator[Finding]:
+    """Name the nodes of a cluster that do not answer. At least one does."""
+    nodes = [msgspec.structs.replace(config, broker=url.strip()) for url in config.broker.split(";")]
+    away: list[str] = []
+    for node in nodes if len(nodes) > 1 else []:
+        try:
+            connect_check(node)
+        except BrokerUnavailableError as error:
+            away.append(str(error))
+    if not away:
+        return
+    verb = "does" if len(away) == 1 else "do"
+    says = f"{len(away)} of {len(nodes)} nodes of the cluster {verb} not answer, for example: {away[0]}"
+    if config.queue_type == "quorum" and 2 * len(away) >= len(nodes):
+        advice = "quorum queues need more than half of the nodes to take events or to give them: start a node again"
+        yield Finding(FAIL, "broker", says, advice)
+        return
+    advice = (
+        "processes go on with the other nodes. Start this one again. Stop no other node before this line is gone and "
+        "'rabbitmq-queues check_if_node_is_quorum_critical' succeeds on that node"
+    )
+    yield Finding(WARN, "broker", says, advice)
 
 
 def examine_unnamed_layouts(config: Config, control: Control, named: Collection[int]) -> list[Finding]:
@@ -127,6 +152,8 @@ def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *,
             FAIL, about, says, "start 'nodestate consume', which declares them; agents then report by themselves"
         )
     counts = [q.consumers for q in queues if q.consumers is not None]
+    # RabbitMQ does not count the consumers of a quorum queue that wait for their turn.
+    counts_standbys = config.queue_type == "classic"
     wait = f"wait {config.standby_s + 1:g} s if one has just started"
     if alone:
         says = f"{len(alone)} of {all_queues} without a consumer, and {events}"
@@ -135,9 +162,12 @@ def _examine_queues(config: Config, about: str, queues: Sequence[QueueDepth], *,
         says = f"{events}, {longest.ready:,} of them in {longest.queue}"
         yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
     else:
-        served = f", each with {range_text(counts)} consumer{'' if max(counts) == 1 else 's'}" if counts else ""
+        if not counts_standbys:
+            served = ", each with an active consumer" if counts else ""
+        else:
+            served = f", each with {range_text(counts)} consumer{'' if max(counts) == 1 else 's'}" if counts else ""
         yield Finding(OK, about, f"{all_queues}{served}, {events}")
-    if fails_over and counts and min(counts) == 1:
+    if fails_over and counts_standbys and counts and min(counts) == 1:
         says = f"{counts.count(1)} of {all_queues} with only one consumer, and no other takes over if it dies"
         yield Finding(WARN, about, says, f"start another member of 'nodestate consume', or {wait}")
 

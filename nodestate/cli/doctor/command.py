@@ -110,7 +110,7 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
         for status in statuses:
             yield from examine_design(config, status, partners.get(status.name))
         for first, other in pairs:
-            yield examine_replicas(first, other)
+            yield from examine_replicas(first, other)
         # All designs should have the same nodes. The one with the most is used to examine the agents.
         views = [inspector.followed_view(), *(status.view for status in statuses)]
         view = max(views, key=lambda view: len(view.nodes))

@@ -67,16 +67,18 @@ def examine_record(config: Config, copies: Sequence[Copy]) -> Iterator[Finding]:
             yield Finding(WARN, f"store {copy.store.name}", says, advice)
 
 
-def examine_replicas(first: DesignStatus, other: DesignStatus) -> Finding:
+def examine_replicas(first: DesignStatus, other: DesignStatus) -> Iterator[Finding]:
     """Say in how many partitions both replicas of a design are in sync. Partitions without any head are left out."""
-    partitions = count_text(len(first.heads), "partition")
-    lacking = {
-        number: why
-        for number, why in out_of_sync(first, other).items()
-        if any(isinstance(status.heads[number], HeadStatus) for status in (first, other))
+    known = {
+        number for number, heads in enumerate(zip(first.heads, other.heads, strict=True)) if any(map(_is_head, heads))
     }
+    lacking = {number: why for number, why in out_of_sync(first, other).items() if number in known}
+    if not known:
+        return
+    partitions = count_text(len(first.heads), "partition")
     if not lacking:
-        return Finding(OK, "replicas", f"{first.name} and {other.name} are in sync in {partitions}")
+        yield Finding(OK, "replicas", f"{first.name} and {other.name} are in sync in {len(known)} of {partitions}")
+        return
     number, why = next(iter(lacking.items()))
     says = f"{len(lacking)} of {partitions} of {first.name} have one replica in sync, for example {number}: {why}"
     heads = (status.heads[number] for status in (first, other))
@@ -90,7 +92,11 @@ def examine_replicas(first: DesignStatus, other: DesignStatus) -> Finding:
             "consumers fill the replica within seconds: stop no server before this line is gone. If it stays, look in "
             "the log of 'nodestate consume'"
         )
-    return Finding(WARN, "replicas", says, advice)
+    yield Finding(WARN, "replicas", says, advice)
+
+
+def _is_head(head: HeadStatus | str) -> bool:
+    return isinstance(head, HeadStatus)
 
 
 def examine_design(config: Config, status: DesignStatus, partner: DesignStatus | None = None) -> Iterator[Finding]:
