@@ -138,6 +138,7 @@ class FleetRefresher:
         begin, count = self._reread_from, max(REREAD_RECORDS_MIN, -(-self._claims_read_count // REREADS_COUNT))
         self._reread_from = min(begin + count, self._claims_read_count)
         self.claim_table.read_records(self.fleet.names[begin : self._reread_from])
+        self.claim_table.read_returned()
 
     def _replace_impossible_records(self, view: View) -> None:
         """Replace claim records that would block their nodes for ever, because no view ever shows their ``seen``.

@@ -119,7 +119,8 @@ class Scheduler:
         preference = NodePreference(self.name, clock, config.claim_ttl_s)
         faults = NodeFaults(clock)
         # The claims of this scheduler and of others.
-        self.claim_table = ClaimTable(config.cell, claims, self.fleet, preference, faults)
+        copies = min(config.replicas_count, len(claims))
+        self.claim_table = ClaimTable(config.cell, claims, self.fleet, preference, faults, copies=copies)
         self.selector = Selector(  # ranks nodes
             self.fleet, policies or installed(config.plugins), rng.getrandbits(63), preference, ids, faults
         )

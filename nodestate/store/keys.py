@@ -60,6 +60,12 @@ def claim(cell: str, name: str) -> str:
     return f"ns:{cell}:claim:{name}"
 
 
+def claim_copy(cell: str, name: str) -> str:
+    """The second copy of the claims on a node, on another server. It has a key of its own, so that a change of the list
+    of servers never makes the two copies of different servers look like one."""
+    return f"ns:{cell}:claim-copy:{name}"
+
+
 def anchor(cell: str, group: str) -> str:
     """The first node of an affinity group. The name of a group may be any text, so the key has its hash."""
     return f"ns:{cell}:anchor:{xxhash.xxh3_128_hexdigest(group.encode())}"

@@ -288,7 +288,7 @@ def test_claim_that_is_held_for_a_day_takes_no_growing_memory() -> None:
         parties.clock.advance(REASSERT_S)
         one.claim_table.reassert_own_claims()
         one.claim_table.flush_all()
-    assert [len(due) for due in one.claim_table._deadlines._heaps.values()] == [1]
+    assert [len(due) for due in one.claim_table._deadlines._heaps] == [1]
 
 
 # -- views ----------------------------------------------------------------------------------------

@@ -2,59 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 from nodestate.errors import NodestateError
 from nodestate.model import partitioning
 from nodestate.ports import ClaimStore
 
+SAME_CLOCK_S: Final = 1.0
+"""Clocks that differ by no more than this number of seconds count as equal: each is known only to the second."""
+
 
 class ClaimServers:
     """The memcached servers that store the claim records.
 
-    A static map assigns each node to one server, which stores the node's record. So if a server is down, only the
-    records of its own nodes are unknown.
+    A static map assigns each node to one server, its *home*, which stores the node's record. With two copies, the next
+    server stores the second one. So if a server is down, one copy of each record is still there; without copies, only
+    the records of the server's own nodes are unknown.
+
+    All times in a record are times of its home. While a home does not answer, its time is computed from the clock of
+    the next server.
 
     Args:
         servers: One connection to each server, in the same order for all schedulers of the cell.
+        copies: The number of copies of each record, 1 or 2; 2 needs two servers.
     """
 
-    def __init__(self, servers: Sequence[ClaimStore]) -> None:
+    def __init__(self, servers: Sequence[ClaimStore], copies: int = 1) -> None:
         assert servers, "claims need a server"
+        assert 1 <= copies <= len(servers), f"{copies} copies need as many servers"
+        self.copies: Final = copies
+        """The number of copies of each record."""
         self._servers = servers
-        """One connection to each server; a hash of a node's name is the index of its server."""
+        """One connection to each server; a hash of a node's name is the index of its home."""
+        self._ahead_s: dict[int, int] = {}
+        """By home, the seconds by which its clock is ahead of the next server's clock, as far as that is known."""
 
     def __iter__(self) -> Iterator[ClaimStore]:
         return iter(self._servers)
 
-    def of(self, node: str) -> ClaimStore:
-        """Return the server that stores a node's record."""
-        return self._servers[partitioning.partition_of(node, len(self._servers))]
+    def __len__(self) -> int:
+        return len(self._servers)
+
+    def home(self, node: str) -> int:
+        """Return the number of the server that stores the first copy of a node's record."""
+        return partitioning.partition_of(node, len(self._servers))
+
+    def number(self, home: int, copy: int) -> int:
+        """Return the number of the server that stores a copy of the records with this home. 0 is the first copy."""
+        return (home + copy) % len(self._servers)
+
+    def at(self, number: int) -> ClaimStore:
+        """Return the server with this number."""
+        return self._servers[number]
 
     def time(self, node: str) -> float:
         """Return the present time of the clock that the deadlines of a node's claims refer to.
 
-        Raises ``StoreUnavailableError`` if the node's server does not answer.
+        Raises ``StoreUnavailableError`` if no server with a copy of the node's record answers.
         """
-        return self.of(node).server_time()
+        return self.time_at(self.home(node))
+
+    def time_at(self, home: int) -> float:
+        """Return the present time of a home's clock. Raises ``StoreUnavailableError``, as ``time`` does."""
+        try:
+            return self._servers[home].server_time()
+        except NodestateError:
+            if self.copies == 1:
+                raise
+            return self._servers[self.number(home, 1)].server_time() + self._ahead_s.get(home, 0)
+
+    def time_or_zero(self, node: str) -> float:
+        """Return the time of a node's claims, or 0 if no server answers: at time 0 no deadline has passed."""
+        return self.time_at_or_zero(self.home(node))
+
+    def time_at_or_zero(self, home: int) -> float:
+        """Return the time of a home's clock, or 0 if no server answers."""
+        try:
+            return self.time_at(home)
+        except NodestateError:
+            return 0.0
+
+    def ahead_s(self, home: int) -> int:
+        """Return the seconds by which a home's clock is ahead of the next server's; 0 if that is unknown."""
+        return self._ahead_s.get(home, 0)
+
+    def compare_clocks(self, home: int) -> None:
+        """Measure by how much a home's clock is ahead of the next server's. Both have just answered."""
+        try:
+            ahead_s = self._servers[home].server_time() - self._servers[self.number(home, 1)].server_time()
+        except NodestateError:
+            return
+        self._ahead_s[home] = round(ahead_s) if abs(ahead_s) > SAME_CLOCK_S else 0
+
+    def knows_ahead(self, home: int) -> bool:
+        """Return whether the difference of these two clocks is known."""
+        return home in self._ahead_s
+
+    def learn_ahead(self, home: int, ahead_s: int) -> None:
+        """Use the difference of two clocks that another scheduler measured."""
+        self._ahead_s[home] = ahead_s
+
+    def answering(self) -> set[int]:
+        """Return the numbers of the servers that answer."""
+        found = set()
+        for number, server in enumerate(self._servers):
+            try:
+                server.server_time()
+            except NodestateError:
+                continue
+            found.add(number)
+        return found
 
     def require_all(self) -> None:
-        """Check that every server answers. Raises ``StoreUnavailableError`` if one does not: its claims are unknown."""
-        for server in self._servers:
-            server.server_time()
+        """Check that a copy of every record can be read.
 
-    def grouped(self, nodes: Iterable[str]) -> list[tuple[ClaimStore, list[str]]]:
-        """Group these nodes by the server that stores their records. The result has no servers without a node."""
-        found: dict[int, tuple[ClaimStore, list[str]]] = {}
-        for node in nodes:
-            server = self.of(node)
-            found.setdefault(id(server), (server, []))[1].append(node)
-        return list(found.values())
-
-
-def time_or_zero(server: ClaimStore) -> float:
-    """Return a server's time, or 0 if the server does not answer: at time 0 no deadline has passed."""
-    try:
-        return server.server_time()
-    except NodestateError:
-        return 0.0
+        Raises ``StoreUnavailableError`` if none of the servers with copies of some record answers: its claims are
+        unknown.
+        """
+        for home in range(len(self._servers)):
+            self.time_at(home)

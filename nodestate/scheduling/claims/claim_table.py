@@ -7,14 +7,13 @@ from typing import Final
 
 from nodestate.errors import NodestateError
 from nodestate.model import NEVER, Receipt, Version
-from nodestate.ports import ClaimStore, Item, Key, Put, Write, WriteStatus
-from nodestate.scheduling.claims.claim_servers import ClaimServers, time_or_zero
+from nodestate.ports import ClaimStore, WriteStatus
+from nodestate.scheduling.claims.claim_servers import ClaimServers
 from nodestate.scheduling.claims.claim_stats import ClaimTableStats
 from nodestate.scheduling.claims.deadline_queue import DeadlineQueue
 from nodestate.scheduling.claims.edits import Edit, PendingEdits, UnknownOutcomes
 from nodestate.scheduling.claims.own_claims import OwnClaims
 from nodestate.scheduling.claims.record import (
-    CLAIMS,
     CLOCK_S,
     MAX_CLAIMS_COUNT,
     Claim,
@@ -23,17 +22,19 @@ from nodestate.scheduling.claims.record import (
     is_unsure,
     max_group_members,
     outstanding_claims,
+    with_removals,
     without_ended_claims,
 )
-from nodestate.scheduling.claims.record_cache import RecordCache
+from nodestate.scheduling.claims.record_cache import CachedRecord, RecordCache
 from nodestate.scheduling.claims.record_overlay import RecordOverlay
+from nodestate.scheduling.claims.record_store import RecordStore, Written
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.selection import NodeFaults, NodePreference
-from nodestate.store import keys
-from nodestate.store.round_trips import Step, Steps, run
 
 FETCH_COUNT: Final = 2_000
 """Maximum number of records that one round trip reads."""
+MAX_TRIES_COUNT: Final = 8
+"""Maximum number of times that one flush writes a record of which only one copy may have the edit."""
 MAX_FLUSHES_COUNT: Final = 8
 """Maximum number of flushes by ``flush_all``; one is not enough if other schedulers change the records first."""
 
@@ -43,8 +44,8 @@ class ClaimTable:
 
     The table subtracts the claims of the known records from the free resources in the fleet, so that a selection sees
     the room that is left. It also subtracts claims that the next flush will write. To claim a node then takes one
-    compare-and-swap against the known record: one round trip to each server for all nodes of a batch. The states of a
-    node's record::
+    compare-and-swap against the known record: for each copy, one round trip to each server for all nodes of a batch.
+    The states of a node's record::
 
         unknown --read_records--> known --add_claim, drop_claim--> edited --flush, STORED--> known, with the edits
         edited --flush, CONFLICT: another scheduler wrote first--> read again: known, without the edits; select again
@@ -55,8 +56,8 @@ class ClaimTable:
     If a claim is missing from a record that was not lost, another scheduler removed it, and this scheduler no longer
     holds it.
 
-    If a server does not answer, its records stay unknown. Then no claims can be made on the nodes of these records. All
-    other nodes can be claimed as usual.
+    If no server with a copy of a record answers, the record stays unknown, and no claims can be made on its node. All
+    other nodes can be claimed as usual. If the server of one copy does not answer, the record is unsure.
 
     Args:
         cell: The cell's name.
@@ -64,6 +65,7 @@ class ClaimTable:
         fleet: The scheduler's fleet.
         node_preference: Divides the nodes among this scheduler and the schedulers whose claims are read.
         node_faults: Lowers the rank of nodes whose agent was gone or failed.
+        copies: The number of copies of each record, on as many servers: 1 or 2.
     """
 
     def __init__(
@@ -73,17 +75,19 @@ class ClaimTable:
         fleet: Fleet,
         node_preference: NodePreference,
         node_faults: NodeFaults,
+        *,
+        copies: int = 1,
     ) -> None:
         self.stats = ClaimTableStats()
         """Counters since the start."""
-        self.servers = ClaimServers(servers)
+        self.servers = ClaimServers(servers, copies)
         """The servers that store the records."""
         self.records = RecordCache()
         """The records as this scheduler last read or wrote them."""
+        self._store = RecordStore(cell, self.servers, self.records)
+        """Reads and writes the copies of the records."""
         self.own = OwnClaims()
         """The claims that this scheduler holds."""
-        self._cell = cell
-        """The name of the cell, which is part of each record's key."""
         self._fleet = fleet
         """The scheduler's fleet."""
         self._node_preference = node_preference
@@ -136,11 +140,11 @@ class ClaimTable:
 
     def expire(self) -> None:
         """Stop subtracting, and stop holding, the claims whose deadline has passed by their server's clock."""
-        for server in self.servers:
-            if not self._deadlines.has_any(server):
+        for home in range(len(self.servers)):
+            if not self._deadlines.has_any(home):
                 continue
-            now = time_or_zero(server)
-            for node in self._deadlines.pop_passed(server, now):
+            now = self.servers.time_at_or_zero(home)
+            for node in self._deadlines.pop_passed(home, now):
                 self.own.expire(node, now)
                 self._schedule_deadline(node, now)
                 self._overlay.apply([node])
@@ -179,76 +183,49 @@ class ClaimTable:
         The next flush writes the fault into the node's record.
         """
         self._node_faults.observe(node, reason)
-        self._edits.add_fault(node, reason, time_or_zero(self.servers.of(node)))
+        self._edits.add_fault(node, reason, self.servers.time_or_zero(node))
 
     # -- reading
 
-    def read_records(self, nodes: Iterable[str]) -> bool:
+    def read_records(self, nodes: Iterable[str]) -> dict[str, NodestateError | None]:
         """Read the records of these nodes, and create the missing ones.
 
-        Returns False if a server did not answer: some of the records were not read then.
+        Returns the nodes whose record is unknown, with the error of their server. The error is None if other schedulers
+        changed the record too quickly.
         """
         waiting = list(nodes)
-        answered = True
+        unknown = dict[str, NodestateError | None]()
         while waiting:
             some, waiting = waiting[:FETCH_COUNT], waiting[FETCH_COUNT:]
-            results = run({id(server): (server, self._fetch(mine)) for server, mine in self.servers.grouped(some)})
-            answered &= not any(isinstance(result, NodestateError) for result in results.values())
-        return answered
+            result = self._store.read(some)
+            self.stats.created += len(result.created)
+            for node, cached in result.found.items():
+                self._cache_record(node, cached)
+            for node in result.outdated:
+                self._edits.rewrite(node)
+            for node in result.unknown:
+                self._forget(node)
+            unknown |= result.unknown
+        return unknown
 
     def reassert_own_claims(self) -> None:
         """Read the records that should have claims of this scheduler. The next flush writes lost claims again."""
         self.read_records(self.own.nodes())
 
-    def _fetch(self, nodes: Sequence[str]) -> Steps[None]:
-        """Read the records of nodes that have the same server, and create the missing ones."""
-        reply = yield Step(fetch=[self._key(node) for node in nodes])
-        missing = [node for node in nodes if not self._cache_item(node, reply.items.get(self._key(node)))]
-        if not missing:
-            return
-        record = ClaimRecord.created_at(self.servers.time(missing[0]))
-        created = yield Step([self._creation(node, record, reply.items) for node in missing])
-        again = []
-        for node, written in zip(missing, created.written, strict=True):
-            if written.status is WriteStatus.STORED:
-                self.stats.created += 1
-                self._cache_record(node, record, written.cas)
-            else:
-                again.append(node)
-        if again:
-            reply = yield Step(fetch=[self._key(node) for node in again])
-            for node in again:
-                self._cache_item(node, reply.items.get(self._key(node)))
+    def read_returned(self) -> None:
+        """Read the records of which one copy was unknown, if its server answers again."""
+        if self.records.partly_known:
+            answering, servers = self.servers.answering(), self.servers
+            self.read_records(
+                node
+                for node in list(self.records.partly_known)
+                if all(servers.number(servers.home(node), copy) in answering for copy in range(servers.copies))
+            )
 
-    def _creation(self, node: str, record: ClaimRecord, items: Mapping[Key, Item]) -> Write:
-        """Return the write that creates a node's record.
-
-        Args:
-            node: The node.
-            record: The new, empty record.
-            items: The items that were read. If the node has one, it is damaged, and the write replaces it.
-        """
-        key = self._key(node)
-        if key in items:
-            return Write(Put.CAS, key, CLAIMS.pack(record), items[key].cas)
-        return Write(Put.ADD, key, CLAIMS.pack(record))
-
-    def _cache_item(self, node: str, item: Item | None) -> bool:
-        """Cache the record of an item. Returns False if it is missing or damaged; the record is then unknown."""
-        now = time_or_zero(self.servers.of(node))
-        record = self.records.decode(node, self._key(node), item, now)
-        if item is None or record is None:
-            self._forget(node)
-            return False
-        self._cache_record(node, record, item.cas)
-        if item.outdated:
-            self._edits.rewrite(node)
-        return True
-
-    def _cache_record(self, node: str, record: ClaimRecord, cas: int) -> None:
+    def _cache_record(self, node: str, cached: CachedRecord) -> None:
         """Cache a record that was read or created, and update everything that is computed from it."""
-        now = time_or_zero(self.servers.of(node))
-        self.stats.lost += self.records.put(node, record, cas, now)
+        record, now = cached.record, self.servers.time_or_zero(node)
+        self.stats.lost += self.records.put(node, cached, now)
         self._schedule_deadline(node, now)
         for claim in record.claims:
             self._node_preference.observe_scheduler(claim.holder)
@@ -271,37 +248,42 @@ class ClaimTable:
     def flush(self) -> dict[str, WriteStatus | NodestateError]:
         """Write all edits, each by a compare-and-swap against the known record.
 
-        Costs one round trip to each server. A second one reads the records that other schedulers changed meanwhile.
+        Costs one round trip to each server for each copy of the records. Another one reads the records that other
+        schedulers changed meanwhile.
 
         Returns the outcome for each edited node:
 
-        - ``STORED``: The edits are written.
-        - ``CONFLICT``: Nothing is written. Either another scheduler changed the record first (a lost compare-and-swap),
-          and the record was read again. Or no write was tried, for a reason that ``_edited`` names. The new claims are
+        - ``STORED``: The edits are written, in each copy whose server answers.
+        - ``CONFLICT``: The new claims are not made. Either another scheduler changed the record first (a lost
+          compare-and-swap), and the record was read again. Or no write was tried, for a reason that ``_edited`` names.
+          Or a new claim avoids unsure records, and the server of one copy does not answer. The new claims are
           discarded, and the caller chooses nodes again.
-        - ``FULL``: Nothing is written, because the record is too large or its server has no memory left. The new claims
-          are discarded, and the caller avoids the node.
-        - An error: The server did not answer, so the edits may be written or not. The new claims are given up; if they
-          turn up in the record, they are dropped. The caller avoids the server's nodes.
+        - ``FULL``: As ``CONFLICT``, because the record is too large or its server has no memory left. The caller avoids
+          the node.
+        - An error: No server with a copy answered, so the edits may be written or not. The new claims are given up; if
+          they turn up in the record, they are dropped. The caller avoids the servers' nodes.
 
         Removals of claims that were not written, or not certainly, become edits again, for the next flush.
         """
         edits = self._edits.take_all()
-        work = {id(server): (server, mine) for server, mine in self.servers.grouped(edits)}
-        results = run({key: (server, self._write({n: edits[n] for n in mine})) for key, (server, mine) in work.items()})
-        outcomes: dict[str, WriteStatus | NodestateError] = {}
-        for key, (_, mine) in work.items():
-            result = results[key]
-            if isinstance(result, NodestateError):
-                self.stats.unanswered += len(mine)
-                for node in mine:
-                    outcomes[node] = result
-                    self._on_unanswered(node, edits[node])
-            else:
-                outcomes |= result
-                for node in mine:
-                    if result[node] is not WriteStatus.STORED:
-                        self._drop_again(node, edits[node])
+        outcomes = dict[str, WriteStatus | NodestateError]()
+        in_doubt = set[str]()
+        waiting: Mapping[str, Edit] = edits
+        for number in range(MAX_TRIES_COUNT if self.servers.copies > 1 else 1):
+            results = self._try_write(waiting, is_retry=number > 0)
+            outcomes |= {node: result.outcome for node, result in results.items()}
+            in_doubt |= {node for node, result in results.items() if result.maybe_stored}
+            waiting = {node: edits[node] for node in in_doubt if node in results and results[node].retriable}
+            if not waiting:
+                break
+        for node, outcome in outcomes.items():
+            if isinstance(outcome, NodestateError):
+                self.stats.unanswered += 1
+                self._on_unanswered(node, edits[node])
+            elif outcome is not WriteStatus.STORED:
+                if node in in_doubt:
+                    self._give_up(node, edits[node])
+                self._drop_again(node, edits[node])
         return outcomes
 
     def flush_all(self) -> None:
@@ -325,6 +307,15 @@ class ClaimTable:
         for claim_id in edit.drop:
             self.drop_claim(node, claim_id, edit.seen)
 
+    def _give_up(self, node: str, edit: Edit) -> None:
+        """Drop the new claims of an edit that one copy has, and that are not made."""
+        if node not in self.records.known:
+            self._unknown_outcomes.add(node, edit.add.keys() - self.own.on(node).keys())
+            self.read_records([node])
+            return
+        for claim_id in edit.add.keys() - self.own.on(node).keys():
+            self.drop_claim(node, claim_id)
+
     def _drop_again(self, node: str, edit: Edit) -> None:
         """Plan the removals and the fault of an edit again, because the edit was not stored.
 
@@ -337,48 +328,43 @@ class ClaimTable:
         if edit.fault and known is not None:
             self._edits.add_fault(node, edit.fault, edit.fault_at)
 
-    def _write(self, edits: Mapping[str, Edit]) -> Steps[dict[str, WriteStatus | NodestateError]]:
-        """Write the edits of nodes that have the same server. Returns the outcome for each node, see ``flush``."""
-        unknown = {node for node in edits if node not in self.records.known}
-        if unknown:
-            yield from self._fetch(list(unknown))
-        server = self.servers.of(next(iter(edits)))
-        now = server.server_time()
-        outcomes: dict[str, WriteStatus | NodestateError] = {}
-        edited: dict[str, ClaimRecord] = {}
+    def _try_write(self, edits: Mapping[str, Edit], *, is_retry: bool) -> dict[str, Written]:
+        """Write these edits. Returns the result for each node.
+
+        Reads the records that are unknown before, and those that other schedulers changed afterwards. A record of which
+        only one copy may have the edit is unknown afterwards. ``is_retry``: these edits were tried before.
+        """
+        unread = {node for node in edits if node not in self.records.known}
+        errors = self.read_records(unread) if unread else {}
+        results = dict[str, Written]()
+        changes = dict[str, tuple[CachedRecord, ClaimRecord]]()
         for node, edit in edits.items():
-            record = self._edited(node, edit, now, was_read=node in unknown)
+            error, now = errors.get(node), self.servers.time_or_zero(node)
+            if error is not None:
+                results[node] = Written(error)
+                continue
+            record = self._edited(node, edit, now, was_read=is_retry or node in unread)
             if isinstance(record, WriteStatus):
-                outcomes[node] = record
+                results[node] = Written(record)
             else:
-                edited[node] = record.written_at(now)
-        values = {node: CLAIMS.pack(record) for node, record in edited.items()}
-        max_bytes = server.max_value_bytes  # read once, because each reading checks the connection to the server
-        for node in [node for node, value in values.items() if len(value) > max_bytes]:
-            outcomes[node] = WriteStatus.FULL
-            del edited[node]
-        self._overlay.apply(outcomes)
-        if not edited:
-            return outcomes
-        known = self.records.known
-        reply = yield Step([Write(Put.CAS, self._key(node), values[node], known[node].cas) for node in edited])
-        again: list[str] = []
-        for (node, record), written in zip(edited.items(), reply.written, strict=True):
-            if written.status is WriteStatus.STORED:
-                self._on_stored(node, edits[node], record, written.cas)
-                outcomes[node] = WriteStatus.STORED
-                if not written.cas:  # another scheduler wrote the record before its new id could be read
+                changes[node] = self.records.known[node], record.written_at(now)
+        self._overlay.apply(results)
+        again = list[str]()
+        for node, result in self._store.write(changes).items():
+            results[node] = result
+            if result.outcome is WriteStatus.STORED:
+                results[node] = self._on_stored(node, edits[node], changes[node][1], result)
+                if 0 in result.cas:  # another scheduler wrote the record before its new id could be read
                     again.append(node)
-            elif written.status is WriteStatus.FULL:
-                outcomes[node] = WriteStatus.FULL
+            elif result.maybe_stored:
+                self._forget(node)
+            elif result.outcome is WriteStatus.FULL:
                 self._overlay.apply([node])
             else:
                 self.stats.conflicts += 1
-                outcomes[node] = WriteStatus.CONFLICT
                 again.append(node)
-        if again:
-            yield from self._fetch(again)
-        return outcomes
+        self.read_records(again)
+        return results
 
     def _edited(self, node: str, edit: Edit, now: float, *, was_read: bool) -> ClaimRecord | WriteStatus:
         """Return the known record with the edit applied, or the reason why the edit must not be written.
@@ -395,7 +381,11 @@ class ClaimTable:
         Returns ``FULL`` if the record would have more than ``MAX_CLAIMS_COUNT`` claims.
         """
         known, row = self.records.known.get(node), self._fleet.rows.get(node)
-        if known is None or (edit.add and row is None) or (edit.avoid_unsure and is_unsure(known.record, now)):
+        if (
+            known is None
+            or (edit.add and row is None)
+            or (edit.avoid_unsure and (is_unsure(known.record, now) or not known.is_whole))
+        ):
             return WriteStatus.CONFLICT
         record, allocated = known.record, None
         if row is not None:
@@ -409,6 +399,8 @@ class ClaimTable:
                 self._fleet.overlay(row, outstanding_claims(record.claims, now, allocated))
             if record.seen > self._fleet.version[row] or not self._has_room(row, edit.add.values()):
                 return WriteStatus.CONFLICT
+        if self.servers.copies > 1:
+            record = with_removals(record, known.record, now, settled=known.settled)
         return record
 
     def _has_room(self, row: int, claims: Iterable[Claim]) -> bool:
@@ -425,15 +417,22 @@ class ClaimTable:
                 return False
         return True
 
-    def _on_stored(self, node: str, edit: Edit, record: ClaimRecord, cas: int) -> None:
-        """Cache the record that an edit made, and hold the claims that the edit added."""
+    def _on_stored(self, node: str, edit: Edit, record: ClaimRecord, result: Written) -> Written:
+        """Cache the record that an edit made, and hold the claims that the edit added.
+
+        Returns the result, or a conflict if a new claim avoids unsure records and only one copy was written.
+        """
         self.stats.written += 1
-        self.records.update(node, record, cas)
+        cached = CachedRecord(record, result.cas, settled=None not in result.cas)
+        self.records.update(node, cached)
+        if edit.avoid_unsure and not cached.is_whole:
+            return Written(WriteStatus.CONFLICT, maybe_stored=True)
         if edit.add:
             self.stats.restored += self.own.add(node, edit.add, record.born)
             self._deadlines.schedule(node, min(claim.until for claim in edit.add.values()))
         if not edit.add or self._edits.of(node) is not None:  # otherwise the overlay shows this record already
             self._overlay.apply([node])
+        return result
 
     def _schedule_deadline(self, node: str, now: float) -> None:
         """Schedule the earliest deadline of the claims in a node's record and of the own claims on the node."""
@@ -445,6 +444,3 @@ class ClaimTable:
         self._deadlines.schedule(
             node, min((claim.until for claim in claims if claim.until + CLOCK_S > now), default=None)
         )
-
-    def _key(self, node: str) -> str:
-        return keys.claim(self._cell, node)

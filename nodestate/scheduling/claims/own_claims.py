@@ -86,8 +86,8 @@ class OwnClaims:
           it or written it again.
         - The claim is missing, and the record was created after the claim was written. The claim was lost with the
           earlier record, and is returned.
-        - The claim is missing from the record that it was written to. Another scheduler removed it, because it
-          released the claim or saw its allocation. The claim is held no longer.
+        - The claim is missing from the record that it was written to, or the record says that it was removed. Another
+          scheduler removed it, because it released the claim or saw its allocation. The claim is held no longer.
         """
         here = {claim.id: claim for claim in record.claims}
         lost: list[Claim] = []
@@ -95,7 +95,7 @@ class OwnClaims:
             there = here.get(claim.id)
             if there is not None:
                 self._by_node[node][claim.id] = OwnClaim(there, record.born)
-            elif record_born != record.born:
+            elif record_born != record.born and claim.id not in record.removed:
                 lost.append(claim)
             else:
                 self.drop(node, claim.id)

@@ -316,14 +316,17 @@ class Placer:
             placing.fail(NoHostFound(reason=f"lost its node to other schedulers {placing.conflicts} times"))
 
     def _avoid_server(self, placing: Placing, row: int, error: NodestateError) -> None:
-        """Make a placing avoid all nodes of a claim server that does not answer. Fail it if no node is left.
+        """Make a placing avoid all nodes with the same home as one whose records no server can take.
+
+        Fails the placing if no node is left.
 
         Args:
             placing: The placing.
-            row: The row of one of the server's nodes.
+            row: The row of the node.
             error: The server's error.
         """
-        server = self._claim_table.servers.of(self._fleet.names[row])
-        placing.avoid(row for row, name in enumerate(self._fleet.names) if self._claim_table.servers.of(name) is server)
+        home_of = self._claim_table.servers.home
+        home = home_of(self._fleet.names[row])
+        placing.avoid(row for row, name in enumerate(self._fleet.names) if home_of(name) == home)
         if len(placing.avoided_rows) >= len(self._fleet):
             placing.fail(NoHostFound(reason=f"no claim can be written: {error}"))

@@ -21,11 +21,17 @@ Three rules make this sound:
 - **Deadlines.** A deadline is a time of the memcached server on which the record lives, because all schedulers share
   that clock. Each client knows that clock only to the second, so a scheduler that ignored a claim right at its deadline
   could take room that the holder still counts on. So a claim counts for ``CLOCK_S`` longer.
+- **Two copies.** With ``replicas = 2`` a record has a copy on a second server. A claim is written to the first copy and
+  then to the second one, each by compare-and-swap. So two schedulers that each read one copy at least see each other's
+  claims, if one of them wrote both copies. A copy that missed a write, because its server was away, is merged with the
+  other one (``merged``): both have some of the claims, and ``removed`` tells which ones were removed since. While only
+  one copy can be read, the record is *unsure*, see below.
 - **Missing records.** If a record is missing, a scheduler cannot tell whether it was lost or never existed. So the
   scheduler creates a new record, with its time of creation in ``born``. For ``UNSURE_S`` seconds after that the record
   is *unsure*: older claims may be missing from it, until their holders have written them again. A reservation avoids
   nodes with an unsure record, because it promises the node without asking the agent. A boot may use them, because
-  the agent refuses the order if the node is full.
+  the agent refuses the order if the node is full. A copy that is missing is created again with the content of the other
+  copy, and the record is unsure as well: the other copy may have missed a write.
 """
 
 from __future__ import annotations
@@ -60,6 +66,10 @@ A record with a later deadline is damaged: it would block its node for ever.
 MAX_BORN_AHEAD_S: Final = 60.0
 """A record that was created more than this number of seconds in the future is damaged: it would stay unsure."""
 MAX_MEMBERS_COUNT: Final = 1_000_000
+MAX_AHEAD_S: Final = 10**10
+"""Largest difference of two servers' clocks, in seconds."""
+IN_FLIGHT_S: Final = 1.0
+"""Copies that differ for longer than this number of seconds are written again: no writer is between the two."""
 assert REASSERT_S + CLOCK_S < UNSURE_S, "a lost claim is written again before its record stops being unsure"
 
 Word = Annotated[str, Meta(max_length=MAX_WORD_CHARS)]
@@ -119,6 +129,13 @@ class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     0: an earlier scheduler wrote the record, which does not know the field.
     """
+    removed: Annotated[dict[str, Seconds], Meta(max_length=MAX_CLAIMS_COUNT)] = {}
+    """Claims that were removed from the record, with their deadlines, while the other copy may still have them."""
+    ahead_s: Annotated[int, Meta(ge=-MAX_AHEAD_S, le=MAX_AHEAD_S)] = 0
+    """In the second copy: by how many seconds the clock of the first copy's server is ahead of this server's clock.
+
+    All times in the record are times of the first copy's server, in both copies.
+    """
 
     @property
     def seen(self) -> Version:
@@ -170,7 +187,7 @@ class _ClaimRecordCodec(Codec[ClaimRecord]):
     """Converts claim records to bytes and back. Optional fields are not stored while they have their defaults."""
 
     def __init__(self) -> None:
-        super().__init__(ClaimRecord, optional=("fault", "fault_at", "written_ms"))
+        super().__init__(ClaimRecord, optional=("fault", "fault_at", "written_ms", "removed", "ahead_s"))
 
     def find_sound(
         self,
@@ -328,7 +345,49 @@ def fault_of(record: ClaimRecord) -> tuple[str, float] | None:
 
 def _with_claims(record: ClaimRecord, claims: Iterable[Claim], seen: Version) -> ClaimRecord:
     """Return a copy of a record with other claims and another ``seen``."""
-    return ClaimRecord(record.born, *seen, tuple(claims), record.fault, record.fault_at, record.written_ms)
+    return ClaimRecord(
+        record.born, *seen, tuple(claims), record.fault, record.fault_at, record.written_ms, record.removed
+    )
+
+
+def merged(first: ClaimRecord, second: ClaimRecord) -> ClaimRecord:
+    """Return the content of two copies of a record, of which each one may have missed writes of the other.
+
+    A claim is in the result if one copy has it, and no copy says that it was removed. If both have it, the later write
+    counts. The order of the arguments does not matter, except for copies that were written at the same time.
+    """
+    earlier, later = (first, second) if first.written_ms <= second.written_ms else (second, first)
+    removed = {**earlier.removed, **later.removed}
+    claims = {claim.id: claim for record in (earlier, later) for claim in record.claims if claim.id not in removed}
+    fault, fault_at = max((earlier.fault_at, earlier.fault), (later.fault_at, later.fault))[::-1]
+    return ClaimRecord(
+        max(first.born, second.born),
+        *max(first.seen, second.seen),
+        tuple(claims.values()),
+        fault,
+        fault_at,
+        later.written_ms,
+        removed,
+    )
+
+
+def with_removals(record: ClaimRecord, before: ClaimRecord, now: float, *, settled: bool) -> ClaimRecord:
+    """Return a copy of a record whose ``removed`` names the claims that a change took out of it.
+
+    Args:
+        record: The record with the change.
+        before: The record without the change.
+        now: Seconds of the server's clock.
+        settled: Whether both copies of ``before`` are known and have the same claims. What was removed earlier need not
+            be named any longer then.
+    """
+    there = {claim.id for claim in record.claims}
+    removed = {} if settled else {key: until for key, until in before.removed.items() if key not in there}
+    removed |= {claim.id: claim.until for claim in before.claims if claim.id not in there}
+    if removed:
+        live = sorted((until, key) for key, until in removed.items() if until + 2 * CLOCK_S > now)
+        removed = {key: until for until, key in live[-MAX_CLAIMS_COUNT:]}
+    return msgspec.structs.replace(record, removed=removed) if removed != record.removed else record
 
 
 def claims_by_reservation(records: Mapping[str, ClaimRecord], now: float) -> dict[str, list[tuple[str, Claim]]]:

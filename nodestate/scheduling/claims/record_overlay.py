@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nodestate.model import Receipt
-from nodestate.scheduling.claims.claim_servers import ClaimServers, time_or_zero
+from nodestate.scheduling.claims.claim_servers import ClaimServers
 from nodestate.scheduling.claims.edits import PendingEdits
 from nodestate.scheduling.claims.record import Claim, ClaimRecord, outstanding_claims
 from nodestate.scheduling.claims.record_cache import RecordCache
@@ -57,7 +57,7 @@ class RecordOverlay:
                 self._fleet.overlay(row, None)
                 continue
             allocated = self.allocated_ids(node, row, record)
-            found = outstanding_claims(record.claims, time_or_zero(self._servers.of(node)), allocated)
+            found = outstanding_claims(record.claims, self._servers.time_or_zero(node), allocated)
             found.blocked = blocked
             self._fleet.overlay(row, found if found.amounts or blocked else None)
 
