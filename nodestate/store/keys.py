@@ -62,7 +62,8 @@ def claim(cell: str, name: str) -> str:
 
 def claim_copy(cell: str, name: str) -> str:
     """The second copy of the claims on a node, on another server. It has a key of its own, so that a change of the list
-    of servers never makes the two copies of different servers look like one."""
+    of servers never makes the two copies of different servers look like one.
+    """
     return f"ns:{cell}:claim-copy:{name}"
 
 

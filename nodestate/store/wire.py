@@ -145,7 +145,8 @@ class Codec(Generic[T]):
 
 
 def _default_of(record_type: type, name: str) -> Any:
-    return next(field.default for field in msgspec.structs.fields(record_type) if field.name == name)
+    [field] = [field for field in msgspec.structs.fields(record_type) if field.name == name]
+    return field.default_factory() if field.default is msgspec.NODEFAULT else field.default
 
 
 def are_names(names: Sequence[str]) -> bool:

@@ -60,8 +60,8 @@ def plain(value: Any) -> Any:
         if isinstance(value, Control):  # fields that were added later, likewise
             fields = dict(list(fields.items())[:FIRST_FIELDS_COUNT])
         if isinstance(value, Head | LivenessRecord | ClaimRecord):  # likewise
-            later = {"refused", "written_ms", "copies", "fault", "fault_at"}
-            defaults = {field.name: field.default for field in msgspec.structs.fields(value)}
+            later = {"refused", "written_ms", "copies", "fault", "fault_at", "removed", "ahead_s"}
+            defaults = {field.name: field.default for field in msgspec.structs.fields(value)} | {"removed": {}}
             fields = {name: item for name, item in fields.items() if name not in later or item != defaults[name]}
         return list(fields.values()) if value.__struct_config__.array_like else fields
     return value

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from nodestate.errors import NodestateError
+from nodestate.errors import NodestateError, StoreUnavailableError
 from nodestate.model import partitioning
 from nodestate.ports import ClaimStore, Clock, Item, Put, Write, WriteResult, WriteStatus
 from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
@@ -41,6 +41,8 @@ class CountingConnection(FaultyStore):
         self.calls: list[tuple[str, int]] = []
         self.limit_readings_count = 0
         self.before_write: Callable[[], object] = lambda: None
+        self.clock_away = False
+        """Whether asking for the server's time fails."""
         self._ahead_s = ahead_s
 
     @property
@@ -58,6 +60,8 @@ class CountingConnection(FaultyStore):
         return super().write(writes)
 
     def server_time(self) -> float:
+        if self.clock_away:
+            raise StoreUnavailableError(self.name, "made to fail: server_time")
         return super().server_time() + self._ahead_s
 
 
@@ -72,13 +76,16 @@ class Party:
         *,
         ahead_s: float = 0.0,
         wrap: Callable[[ClaimStore], ClaimStore] = lambda store: store,
+        copies: int = 1,
     ) -> None:
         self.name = name
         self.fleet = Fleet()
         self.ids = SeededIds(name)
         self.connections = [CountingConnection(server, ahead_s) for server in servers]
         preference, faults = NodePreference(name, clock, CLAIM_TTL_S), NodeFaults(clock)
-        self.claim_table = ClaimTable(CELL, list(map(wrap, self.connections)), self.fleet, preference, faults)
+        self.claim_table = ClaimTable(
+            CELL, list(map(wrap, self.connections)), self.fleet, preference, faults, copies=copies
+        )
         selector = Selector(self.fleet, own(), zlib.crc32(name.encode()), node_faults=faults)
         affinity_seed = AffinitySeed(CELL, self.connections)
         self.placer = Placer(name, self.fleet, selector, self.claim_table, affinity_seed, self.refresh, clock, self.ids)
@@ -157,10 +164,15 @@ class Party:
 class Parties:
     """Several schedulers on the same servers, all at the view that was shown last."""
 
-    def __init__(self, *names: str, servers: int = 1, server: MemoryServer | None = None) -> None:
+    def __init__(self, *names: str, servers: int = 1, server: MemoryServer | None = None, copies: int = 1) -> None:
         self.clock = ManualClock()
+        self.copies = copies
         self.servers = [server or MemoryServer(f"m{number}", clock=self.clock) for number in range(servers)]
-        self.parties = [Party(name, self.servers, self.clock) for name in names]
+        self.parties = [self.start(name) for name in names]
+
+    def start(self, name: str) -> Party:
+        """Another scheduler on these servers."""
+        return Party(name, self.servers, self.clock, copies=self.copies)
 
     def show(self, view: View) -> None:
         """All schedulers advance to this view."""
@@ -178,6 +190,15 @@ class Parties:
     def server_of(self, node: str) -> MemoryServer:
         """The server of a node's record."""
         return self.servers[partitioning.partition_of(node, len(self.servers))]
+
+    def copy_server_of(self, node: str) -> MemoryServer:
+        """The server of the second copy of a node's record."""
+        return self.servers[(partitioning.partition_of(node, len(self.servers)) + 1) % len(self.servers)]
+
+    def copy_record(self, node: str) -> ClaimRecord:
+        """The second copy of the record of a node, as its server has it."""
+        key = keys.claim_copy(CELL, node)
+        return CLAIMS.unpack(self.copy_server_of(node).fetch([key])[key].value)
 
     def evict(self, node: str) -> None:
         """Let the server lose a node's record."""

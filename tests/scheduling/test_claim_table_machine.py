@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nodestate.model import Version
+from nodestate.model import Version, partitioning
 from nodestate.scheduling.claims import CLAIMS, CLOCK_S, REASSERT_S, UNSURE_S, Claim
 from nodestate.store import keys
 from nodestate.testing import Fault, ManualClock, MemoryServer
@@ -22,7 +23,9 @@ OLDEST_VIEW_S: Final = CLAIM_TTL_S - ANSWER_TIMEOUT_S - CLOCK_S
 """As a scheduler bounds it: a claim counts until what became of it is in every view that decides."""
 NODE: Final = "a"
 """One is enough: records have nothing to do with each other."""
-KEY: Final = keys.claim(CELL, NODE)
+KEYS: Final = (keys.claim(CELL, NODE), keys.claim_copy(CELL, NODE))
+"""The keys of the two copies of its record."""
+KEY: Final = KEYS[0]
 VCPU: Final = 6
 
 numbers = st.integers(0, 5)
@@ -41,6 +44,18 @@ class PendingOrder:
     ordered_at: float
 
 
+def live_ids(servers: Sequence[MemoryServer]) -> dict[str, Claim]:
+    """The claims in the copies of the node's record, by id; without those that a copy says were removed."""
+    home = partitioning.partition_of(NODE, len(servers))
+    found = [
+        CLAIMS.unpack(item.value)
+        for copy, key in enumerate(KEYS[: len(servers)])
+        for item in servers[(home + copy) % len(servers)].fetch([key]).values()
+    ]
+    removed = {claim_id for record in found for claim_id in record.removed}
+    return {claim.id: claim for record in found for claim in record.claims if claim.id not in removed}
+
+
 class ClaimsMachine(RuleBasedStateMachine):
     """Schedulers with views of different ages, agents that build, end and resize, servers that do not answer; no record
     is lost.
@@ -48,16 +63,21 @@ class ClaimsMachine(RuleBasedStateMachine):
     No agent ever has to refuse an order: the claimed room is there (I8).
     """
 
-    @initialize(skews=skews)
-    def begin(self, skews: list[float]) -> None:
+    copies = 1
+    """The number of copies of the record, and of servers. With two, one of them always answers."""
+
+    @initialize(skews=skews, faulty=numbers)
+    def begin(self, skews: list[float], faulty: int) -> None:
         self.clock = ManualClock()
-        self.server = MemoryServer(clock=self.clock)
+        self.servers = [MemoryServer(f"m{number}", clock=self.clock) for number in range(self.copies)]
+        self.faulty = faulty % self.copies
         self.cell = ChangingPartition(host(NODE, vcpu=VCPU))
         self.views: list[tuple[View, float]] = [(self.cell.view, self.clock.monotonic())]
         self.allocations: dict[str, int] = {}
         self.orders: list[PendingOrder] = []
         self.over: set[str] = set()
         self.parties: list[Party] = []
+        self.made: set[str] = set()
         self.at: dict[Party, int] = {}
         self.begun = 0
         for skew in skews:
@@ -65,7 +85,7 @@ class ClaimsMachine(RuleBasedStateMachine):
 
     def new(self, skew: float) -> Party:
         self.begun += 1
-        party = Party(f"s{self.begun}", [self.server], self.clock, ahead_s=skew)
+        party = Party(f"s{self.begun}", self.servers, self.clock, ahead_s=skew, copies=self.copies)
         self.at[party] = len(self.views) - 1
         party.look(self.views[-1][0])
         return party
@@ -206,21 +226,28 @@ class ClaimsMachine(RuleBasedStateMachine):
     @rule(number=numbers, fault=faults)
     def fail(self, number: int, fault: Fault) -> None:
         """The next call of a scheduler is not answered."""
-        self.of(number).connections[0].faults.append(fault)
+        self.of(number).connections[self.faulty].faults.append(fault)
 
     @rule(number=numbers)
     def arrive(self, number: int) -> None:
-        self.of(number).connections[0].arrive()
+        self.of(number).connections[self.faulty].arrive()
 
     # -- invariants
 
+    def counts(self, claim: Claim) -> bool:
+        """Whether a claim in a copy counts. Of two copies, one may have a claim that the other one could not take: its
+        scheduler knows that it has no claim.
+        """
+        return self.copies == 1 or claim.id in self.made
+
     @invariant()
     def the_node_is_not_claimed_beyond_its_capacity(self) -> None:
-        """Judged by the bytes in the server and the agent's allocations."""
-        if not hasattr(self, "server"):
+        """Judged by the bytes in the servers and the agent's allocations."""
+        if not hasattr(self, "servers"):
             return
         now = self.clock.monotonic()
-        claims = CLAIMS.unpack(self.server.fetch([KEY])[KEY].value).claims
+        self.made |= {claim_id for party in self.parties for _, claim_id in party.own()}
+        claims = [claim for claim in live_ids(self.servers).values() if self.counts(claim)]
         claimed = sum(c.resources["VCPU"] for c in claims if c.until > now and c.id not in self.over)
         assert claimed + sum(self.allocations.values()) <= VCPU
 
@@ -229,18 +256,18 @@ class ClaimsMachine(RuleBasedStateMachine):
         """A held claim stays in its record until it expires by its holder's clock, is dropped, or becomes an
         allocation.
         """
-        if not hasattr(self, "server"):
+        if not hasattr(self, "servers"):
             return
-        there = {claim.id for claim in CLAIMS.unpack(self.server.fetch([KEY])[KEY].value).claims}
+        there = live_ids(self.servers).keys()
         for party in self.parties:
             assert {claim.id for claim in self.unordered(party)} <= there
 
     def teardown(self) -> None:
         """Without further events all schedulers see the same, and no room stays taken."""
-        if not hasattr(self, "server"):
+        if not hasattr(self, "servers"):
             return
         for party in self.parties:
-            party.connections[0].faults.clear()
+            party.connections[self.faulty].faults.clear()
         self.clock.advance(CLAIM_TTL_S + 2 * CLOCK_S)
         for party in self.parties:
             party.look(self.views[-1][0])
@@ -253,6 +280,16 @@ class ClaimsMachine(RuleBasedStateMachine):
 
 TestClaims = ClaimsMachine.TestCase
 TestClaims.settings = settings(settings(), max_examples=2 * settings().max_examples, stateful_step_count=40)
+
+
+class ClaimsInTwoCopiesMachine(ClaimsMachine):
+    """The same with two copies of the record, as long as one server always answers."""
+
+    copies = 2
+
+
+TestClaimsInTwoCopies = ClaimsInTwoCopiesMachine.TestCase
+TestClaimsInTwoCopies.settings = settings(settings(), stateful_step_count=40)
 
 
 class LossMachine(RuleBasedStateMachine):

@@ -265,6 +265,13 @@ class ClaimTable:
 
         Removals of claims that were not written, or not certainly, become edits again, for the next flush.
         """
+        outcomes, given_up = self._flush_once()
+        if given_up:  # other schedulers wait for the room
+            self._flush_once()
+        return outcomes
+
+    def _flush_once(self) -> tuple[dict[str, WriteStatus | NodestateError], bool]:
+        """Write all edits. Returns the outcomes, and whether a new claim is to be dropped from a copy that has it."""
         edits = self._edits.take_all()
         outcomes = dict[str, WriteStatus | NodestateError]()
         in_doubt = set[str]()
@@ -284,7 +291,7 @@ class ClaimTable:
                 if node in in_doubt:
                     self._give_up(node, edits[node])
                 self._drop_again(node, edits[node])
-        return outcomes
+        return outcomes, any(outcomes[node] in (WriteStatus.CONFLICT, WriteStatus.FULL) for node in in_doubt)
 
     def flush_all(self) -> None:
         """Flush until no edits are left, at most ``MAX_FLUSHES_COUNT`` times.

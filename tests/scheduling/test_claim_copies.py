@@ -1,0 +1,419 @@
+"""Two copies of each claim record: one server is away, returns empty, returns with old contents, or the cell is split.
+
+What holds is judged by the bytes in the servers and by the outcomes that schedulers got, never by what one of them
+believes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from nodestate.errors import StoreUnavailableError
+from nodestate.model import partitioning
+from nodestate.ports import Put, Write, WriteStatus
+from nodestate.scheduling.claims import CLAIMS, CLOCK_S, REASSERT_S, UNSURE_S, Claim, ClaimRecord
+from nodestate.scheduling.claims.record import merged
+from nodestate.store import keys
+from nodestate.testing import Fault
+from tests.scheduling.claim_tables import CELL, Parties, Party
+from tests.scheduling.fleets import ChangingPartition, host
+from tests.scheduling.test_claim_record import claim as made_claim
+from tests.scheduling.test_claim_record import records
+
+NODE: Final = "a"
+VCPU: Final = 6
+AWAY: Final = Fault(0)
+
+
+def begun(*names: str, servers: int = 2) -> Parties:
+    """Schedulers that look at one node, whose record is sure, in two copies."""
+    parties = Parties(*names, servers=servers, copies=2)
+    parties.show(ChangingPartition(host(NODE, vcpu=VCPU)).view)
+    parties.clock.advance(UNSURE_S + CLOCK_S)
+    return parties
+
+
+def homes(parties: Parties) -> tuple[int, int]:
+    """The numbers of the servers of the first and the second copy."""
+    home = partitioning.partition_of(NODE, len(parties.servers))
+    return home, (home + 1) % len(parties.servers)
+
+
+def cut(party: Party, *numbers: int) -> None:
+    """Cut a scheduler off from these servers, and from no others."""
+    for number, connection in enumerate(party.connections):
+        connection.plan = lambda _operation, _count, is_cut=number in numbers: AWAY if is_cut else None
+        connection.clock_away = number in numbers
+
+
+def upkeep(*parties: Party) -> None:
+    """What each scheduler does every ``REASSERT_S`` seconds."""
+    for party in parties:
+        party.claim_table.expire()
+        party.claim_table.reassert_own_claims()
+        party.claim_table.read_records([NODE])
+        party.claim_table.read_returned()
+        party.claim_table.flush_all()
+
+
+def heal(parties: Parties) -> None:
+    """All schedulers reach all servers, and their upkeep makes the copies equal."""
+    for party in parties.parties:
+        cut(party)
+    for _ in range(2):
+        upkeep(*parties.parties)
+        parties.clock.advance(CLOCK_S + 0.1)
+
+
+def stored(outcome: object) -> Claim:
+    assert isinstance(outcome, Claim), outcome
+    return outcome
+
+
+def both_ids(parties: Parties) -> tuple[list[str], list[str]]:
+    """The ids of the claims in the first and in the second copy."""
+    return parties.ids(NODE), [one.id for one in parties.copy_record(NODE).claims]
+
+
+# -- merging --------------------------------------------------------------------------------------
+
+
+@given(records, records)
+def test_the_order_of_the_copies_does_not_matter(first: ClaimRecord, second: ClaimRecord) -> None:
+    one, other = merged(first, second), merged(second, first)
+    assert {claim.id for claim in one.claims} == {claim.id for claim in other.claims}
+    assert (one.seen, one.born, one.removed) == (other.seen, other.born, other.removed)
+    assert {claim.id for claim in merged(one, first).claims} == {claim.id for claim in one.claims}
+
+
+def test_a_claim_that_one_copy_removed_is_not_brought_back_by_the_other() -> None:
+    there = ClaimRecord(1.0, claims=(made_claim("1"), made_claim("2")), written_ms=5)
+    without = ClaimRecord(1.0, claims=(made_claim("2"), made_claim("3")), written_ms=9, removed={"1": 110.0})
+    assert [claim.id for claim in merged(there, without).claims] == ["2", "3"]
+
+
+# -- one server is away ---------------------------------------------------------------------------
+
+
+def test_a_claim_counts_once_both_copies_have_it() -> None:
+    parties = begun("one", "two")
+    one, two = parties.parties
+    claim = stored(one.take(NODE, 4, avoid_unsure=True))
+    assert both_ids(parties) == ([claim.id], [claim.id])
+    assert two.take(NODE, 4) is WriteStatus.CONFLICT
+    assert two.free(NODE) == 2
+
+
+@pytest.mark.parametrize("away", [0, 1])
+def test_boots_go_on_while_the_server_of_one_copy_is_away(away: int) -> None:
+    """Reservations promise a node without asking its agent, so they wait."""
+    parties = begun("one", "two")
+    one, two = parties.parties
+    before = stored(one.take(NODE, 2, avoid_unsure=True))
+    for party in (one, two):
+        cut(party, homes(parties)[away])
+    assert two.take(NODE, 2, avoid_unsure=True) is WriteStatus.CONFLICT
+    claim = stored(two.take(NODE, 2))
+    upkeep(one)
+    assert (one.free(NODE), two.free(NODE)) == (2, 2)
+    assert set(both_ids(parties)[1 - away]) == {before.id, claim.id}
+    assert one.claim_table.unsure_nodes() == [NODE]
+    heal(parties)
+    assert [set(ids) for ids in both_ids(parties)] == [{before.id, claim.id}] * 2
+    assert one.claim_table.unsure_nodes() == []
+    stored(one.take(NODE, 2, avoid_unsure=True))
+
+
+@pytest.mark.parametrize("away", [0, 1])
+def test_a_claim_that_was_dropped_while_one_server_was_away_does_not_come_back(away: int) -> None:
+    parties = begun("one", "two")
+    one, two = parties.parties
+    claim = stored(one.take(NODE, 4, seconds=3600.0))
+    for party in (one, two):
+        cut(party, homes(parties)[away])
+    one.claim_table.drop_claim(NODE, claim.id)
+    one.claim_table.flush_all()
+    upkeep(two)
+    stored(two.take(NODE, 1))
+    assert claim.id in both_ids(parties)[away]
+    heal(parties)
+    assert claim.id not in (*both_ids(parties)[0], *both_ids(parties)[1])
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_server_that_returns_empty_gets_the_claims_of_the_other_one(lost: int) -> None:
+    """Also those of a scheduler that is no longer there, which could not write them again."""
+    parties = begun("one", "two")
+    one, two = parties.parties
+    claim = stored(one.take(NODE, 4, seconds=3600.0, avoid_unsure=True))
+    parties.parties.remove(one)
+    parties.servers[homes(parties)[lost]].flush()
+    upkeep(two)
+    assert both_ids(parties) == ([claim.id], [claim.id])
+    assert two.claim_table.unsure_nodes() == [NODE]  # the copy that is left may have missed a write
+    assert two.free(NODE) == 2
+    parties.clock.advance(UNSURE_S + CLOCK_S)
+    stored(two.take(NODE, 2, avoid_unsure=True))
+
+
+@pytest.mark.parametrize("old", [0, 1])
+def test_a_server_that_returns_with_an_old_copy_neither_loses_nor_revives_claims(old: int) -> None:
+    """As after a virtual machine was set back to an image with its memory."""
+    parties = begun("one", "two")
+    one = parties.parties[0]
+    ended = stored(one.take(NODE, 2, seconds=3600.0))
+    server = parties.servers[homes(parties)[old]]
+    key = (keys.claim, keys.claim_copy)[old](CELL, NODE)
+    image = server.fetch([key])[key].value
+    one.claim_table.drop_claim(NODE, ended.id)
+    one.claim_table.flush_all()
+    later = stored(one.take(NODE, 3, seconds=3600.0))
+    [written] = server.write([Write(Put.CAS, key, image, server.fetch([key])[key].cas)])
+    assert written.status is WriteStatus.STORED
+    heal(parties)
+    assert both_ids(parties) == ([later.id], [later.id])
+
+
+def test_a_scheduler_that_starts_while_the_first_server_is_away_knows_its_clock() -> None:
+    """Deadlines are times of the first server, and the clocks of two servers may differ by hours."""
+    parties = Parties("one", servers=2, copies=2)
+    home, second = homes(parties)
+    shift = 7_200.0
+    [one] = parties.parties
+    one.connections[home]._ahead_s = shift
+    view = ChangingPartition(host(NODE, vcpu=VCPU)).view
+    parties.show(view)
+    claim = stored(one.take(NODE, 4, seconds=60.0))
+    two = parties.start("two")
+    two.connections[home]._ahead_s = shift
+    cut(two, home)
+    two.look(view)
+    assert two.free(NODE) == 2
+    assert claim.until - two.claim_table.servers.time(NODE) == pytest.approx(60.0, abs=2 * CLOCK_S)
+    parties.clock.advance(60.0 + 2 * CLOCK_S)
+    two.claim_table.expire()
+    assert two.free(NODE) == VCPU
+    assert second != home
+
+
+def test_no_server_with_a_copy_answers() -> None:
+    """The outcome is an error, as with one copy."""
+    parties = begun("one")
+    [one] = parties.parties
+    claim = one.claim(NODE)
+    cut(one, 0, 1)
+    one.claim_table.add_claim(NODE, claim)
+    assert isinstance(one.claim_table.flush()[NODE], StoreUnavailableError)
+    with pytest.raises(StoreUnavailableError):
+        one.claim_table.servers.require_all()
+    cut(one, homes(parties)[0])
+    one.claim_table.servers.require_all()
+
+
+def test_a_scheduler_without_copies_and_one_with_copies_see_each_other() -> None:
+    """As while the setting is being changed."""
+    parties = begun("one")
+    [one] = parties.parties
+    old = Party("old", parties.servers, parties.clock)
+    old.look(ChangingPartition(host(NODE, vcpu=VCPU)).view)
+    first = stored(old.take(NODE, 2))
+    upkeep(one)
+    assert one.free(NODE) == 4
+    second = stored(one.take(NODE, 2))
+    old.refresh()
+    assert old.free(NODE) == 2
+    assert set(parties.ids(NODE)) == {first.id, second.id}
+
+
+def test_schedulers_that_see_different_servers_find_each_others_claims_after_the_split() -> None:
+    """Meanwhile both boot, and the agent admits what fits. Neither promises the node."""
+    parties = begun("one", "two")
+    one, two = parties.parties
+    cut(one, homes(parties)[0])
+    cut(two, homes(parties)[1])
+    mine, theirs = stored(one.take(NODE, 4)), stored(two.take(NODE, 4))
+    assert one.take(NODE, 1, avoid_unsure=True) is WriteStatus.CONFLICT
+    assert two.take(NODE, 1, avoid_unsure=True) is WriteStatus.CONFLICT
+    heal(parties)
+    assert (one.free(NODE), two.free(NODE)) == (-2, -2)
+    two.claim_table.drop_claim(NODE, theirs.id)  # its agent refused it
+    upkeep(two, one)
+    assert both_ids(parties) == ([mine.id], [mine.id])
+
+
+# -- any order ------------------------------------------------------------------------------------
+
+numbers = st.integers(0, 5)
+sizes = st.sampled_from([2, 3, 6])
+pauses = st.sampled_from([0.0, 0.5, REASSERT_S, UNSURE_S])
+
+
+class SplitMachine(RuleBasedStateMachine):
+    """Schedulers that reach both servers, one of them or none, and servers that lose a copy.
+
+    Claims that avoid unsure records are promises: together they never exceed the node (I8, I9), whatever the other
+    claims do, and none is lost while one copy is left. All schedulers agree once they reach all servers again.
+    """
+
+    @initialize()
+    def begin(self) -> None:
+        self.parties = begun("s0", "s1", "s2")
+        self.promises: dict[str, Claim] = {}
+        self.dropped: dict[str, Party] = {}
+        """Claims that were given back or never made, and the scheduler that knows it."""
+        self.connected_until = 0.0
+        """Until then all schedulers reach all servers, so that they can write lost claims again."""
+
+    def of(self, number: int) -> Party:
+        return self.parties.parties[number % len(self.parties.parties)]
+
+    @property
+    def may_disconnect(self) -> bool:
+        return self.parties.clock.monotonic() > self.connected_until
+
+    @rule(number=numbers, away=st.sampled_from([(), (0,), (1,), (0,), (1,), (0, 1)]))
+    def connect(self, number: int, away: tuple[int, ...]) -> None:
+        if self.may_disconnect:
+            cut(self.of(number), *away)
+
+    @rule(number=numbers, calls=st.integers(0, 4), away=st.integers(0, 1), done=st.sampled_from([0, None]))
+    def fail_later(self, number: int, calls: int, away: int, done: int | None) -> None:
+        """A server goes away in the middle of an operation, with or without the effect of the last call."""
+        left = iter(range(calls))
+        if self.may_disconnect:
+            connection = self.of(number).connections[away]
+            connection.plan = lambda _operation, _count: None if next(left, None) is not None else Fault(done)
+
+    def take(self, party: Party, size: int, *, avoid_unsure: bool, seconds: float = 30.0) -> Claim | None:
+        """Claim as a placer does: select, claim, and after a conflict select again."""
+        for _ in range(2):
+            if NODE not in party.claim_table.records.known or party.free(NODE) < size:
+                return None
+            try:
+                claim = party.claim(NODE, size, seconds)
+            except StoreUnavailableError:  # no clock answers
+                return None
+            party.claim_table.add_claim(NODE, claim, avoid_unsure=avoid_unsure)
+            outcome = party.claim_table.flush()[NODE]
+            if outcome is WriteStatus.STORED:
+                return claim
+            if isinstance(outcome, WriteStatus):
+                self.dropped[claim.id] = party
+        return None
+
+    @rule(number=numbers, size=sizes, seconds=st.sampled_from([30.0, 300.0]))
+    def promise(self, number: int, size: int, seconds: float) -> None:
+        claim = self.take(self.of(number), size, avoid_unsure=True, seconds=seconds)
+        if claim is not None:
+            self.promises[claim.id] = claim
+
+    @rule(number=numbers, size=sizes, keep=st.booleans())
+    def boot(self, number: int, size: int, keep: bool) -> None:
+        party = self.of(number)
+        claim = self.take(party, size, avoid_unsure=False)
+        if claim is not None and not keep:
+            party.claim_table.drop_claim(NODE, claim.id)
+            party.claim_table.flush_all()
+            self.dropped[claim.id] = party
+
+    @rule(number=numbers, which=numbers)
+    def release(self, number: int, which: int) -> None:
+        """Any scheduler that sees a promise releases it."""
+        party = self.of(number)
+        known = party.claim_table.records.known.get(NODE)
+        held = [one for one in known.record.claims if one.id in self.promises] if known is not None else []
+        if held:
+            claim = held[which % len(held)]
+            party.claim_table.drop_claim(NODE, claim.id)
+            party.claim_table.flush_all()
+            del self.promises[claim.id]
+            self.dropped[claim.id] = party
+
+    @rule(number=numbers)
+    def die(self, number: int) -> None:
+        """A scheduler dies, and one without any knowledge starts, which reaches both servers."""
+        index = number % len(self.parties.parties)
+        dead = self.parties.parties[index]
+        self.parties.parties[index] = party = self.parties.start(f"{dead.name}'")
+        party.look(ChangingPartition(host(NODE, vcpu=VCPU)).view)
+        for claim_id, holder in list(self.dropped.items()):
+            if holder is dead and any(claim_id in ids for ids in self.copies()):
+                del self.dropped[claim_id]  # a copy has it, and nobody is left who knows that it was dropped
+
+    def copies(self) -> list[set[str]]:
+        """The ids of the claims in each copy."""
+        found = []
+        for place, number in enumerate(homes(self.parties)):
+            key = (keys.claim, keys.claim_copy)[place](CELL, NODE)
+            item = self.parties.servers[number].fetch([key]).get(key)
+            found.append({claim.id for claim in CLAIMS.unpack(item.value).claims} if item is not None else set())
+        return found
+
+    @rule(which=st.integers(0, 1), how=st.sampled_from(["flush", "evict", "restart"]), finder=numbers)
+    def lose(self, which: int, how: str, finder: int) -> None:
+        """One server loses its copy; a scheduler fills it again. The other copy may have missed writes, but it has all
+        promises.
+        """
+        if not self.live_promises().keys() <= self.copies()[1 - which]:
+            return
+        for party in self.parties.parties:
+            cut(party)
+        self.connected_until = self.parties.clock.monotonic() + UNSURE_S + CLOCK_S
+        self.dropped.clear()  # the lost copy may have been the only one that knew
+        self.parties.clock.advance(0.001)
+        server = self.parties.servers[homes(self.parties)[which]]
+        if how == "evict":
+            server.evict((keys.claim, keys.claim_copy)[which](CELL, NODE))
+        else:
+            getattr(server, how)()
+        upkeep(self.of(finder))
+
+    @rule()
+    def heal(self) -> None:
+        """All schedulers reach all servers."""
+        heal(self.parties)
+
+    @rule(seconds=pauses)
+    def wait(self, seconds: float) -> None:
+        while seconds > 0:
+            self.parties.clock.advance(min(seconds, REASSERT_S))
+            seconds -= REASSERT_S
+            upkeep(*self.parties.parties)
+
+    def live_promises(self) -> dict[str, Claim]:
+        now = self.parties.clock.monotonic()
+        return {key: claim for key, claim in self.promises.items() if claim.until > now}
+
+    @invariant()
+    def the_node_is_not_promised_twice(self) -> None:
+        if hasattr(self, "parties"):
+            held = {key: claim.resources["VCPU"] for key, claim in self.live_promises().items()}
+            assert sum(held.values()) <= VCPU, held
+
+    @invariant()
+    def a_promise_is_in_a_copy_until_its_deadline(self) -> None:
+        if hasattr(self, "parties"):
+            assert self.live_promises().keys() <= set().union(*self.copies())
+
+    def teardown(self) -> None:
+        """All schedulers and both copies agree, dropped claims are gone, and no room stays taken."""
+        if not hasattr(self, "parties"):
+            return
+        heal(self.parties)
+        first, second = self.copies()
+        assert first == second
+        assert self.live_promises().keys() <= first
+        assert not self.dropped.keys() & first
+        assert len({party.free(NODE) for party in self.parties.parties}) == 1
+        self.parties.clock.advance(300.0 + 3 * CLOCK_S)
+        upkeep(*self.parties.parties)
+        assert {party.free(NODE) for party in self.parties.parties} == {VCPU}
+
+
+TestSplits = SplitMachine.TestCase
+TestSplits.settings = settings(settings(), stateful_step_count=30)
