@@ -281,6 +281,13 @@ class SplitMachine(RuleBasedStateMachine):
         if self.may_disconnect:
             cut(self.of(number), *away)
 
+    @rule(sides=st.lists(st.integers(0, 1), min_size=3, max_size=3))
+    def split(self, sides: list[int]) -> None:
+        """Each scheduler reaches one of the servers only."""
+        if self.may_disconnect:
+            for party, side in zip(self.parties.parties, sides, strict=True):
+                cut(party, side)
+
     @rule(number=numbers, calls=st.integers(0, 4), away=st.integers(0, 1), done=st.sampled_from([0, None]))
     def fail_later(self, number: int, calls: int, away: int, done: int | None) -> None:
         """A server goes away in the middle of an operation, with or without the effect of the last call."""
@@ -364,7 +371,8 @@ class SplitMachine(RuleBasedStateMachine):
         for party in self.parties.parties:
             cut(party)
         self.connected_until = self.parties.clock.monotonic() + UNSURE_S + CLOCK_S
-        self.dropped.clear()  # the lost copy may have been the only one that knew
+        for claim_id in self.copies()[1 - which] & self.dropped.keys():
+            del self.dropped[claim_id]  # the lost copy may have been the only one that knew
         self.parties.clock.advance(0.001)
         server = self.parties.servers[homes(self.parties)[which]]
         if how == "evict":
@@ -375,8 +383,13 @@ class SplitMachine(RuleBasedStateMachine):
 
     @rule()
     def heal(self) -> None:
-        """All schedulers reach all servers."""
+        """All schedulers reach all servers. All of them and both copies agree then, and dropped claims are gone."""
         heal(self.parties)
+        first, second = self.copies()
+        assert first == second
+        assert self.live_promises().keys() <= first
+        assert not self.dropped.keys() & first
+        assert len({party.free(NODE) for party in self.parties.parties}) == 1
 
     @rule(seconds=pauses)
     def wait(self, seconds: float) -> None:
@@ -401,15 +414,10 @@ class SplitMachine(RuleBasedStateMachine):
             assert self.live_promises().keys() <= set().union(*self.copies())
 
     def teardown(self) -> None:
-        """All schedulers and both copies agree, dropped claims are gone, and no room stays taken."""
+        """No room stays taken."""
         if not hasattr(self, "parties"):
             return
-        heal(self.parties)
-        first, second = self.copies()
-        assert first == second
-        assert self.live_promises().keys() <= first
-        assert not self.dropped.keys() & first
-        assert len({party.free(NODE) for party in self.parties.parties}) == 1
+        self.heal()
         self.parties.clock.advance(300.0 + 3 * CLOCK_S)
         upkeep(*self.parties.parties)
         assert {party.free(NODE) for party in self.parties.parties} == {VCPU}
