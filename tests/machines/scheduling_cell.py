@@ -96,12 +96,24 @@ class CrashingClaimStore(MemoryStore):
     def __init__(self, server: MemoryServer, crash_point: CrashPoint) -> None:
         super().__init__(server)
         self._crash_point = crash_point
+        self.is_cut_off = False
+        """Whether this process does not reach the server."""
+
+    def _require_reachable(self) -> None:
+        if self.is_cut_off:
+            raise StoreUnavailableError(self.name, "cut off")
+
+    def server_time(self) -> float:
+        self._require_reachable()
+        return super().server_time()
 
     def fetch(self, keys: Sequence[str], *, values_only: bool = False) -> dict[str, Item]:
         self._crash_point.count_call("fetch")
+        self._require_reachable()
         return super().fetch(keys, values_only=values_only)
 
     def write(self, writes: Sequence[Write]) -> list[WriteResult]:
+        self._require_reachable()
         written = []
         for write in writes:
             self._crash_point.count_call(f"{write.put.value} {write.key.split(':')[2]}")
@@ -173,6 +185,7 @@ class SchedulerProcess:
         self.crash_point = cell.crash_points()
         self.courier = cell.broker.courier()
         stores = Stores([MemoryStore(server) for server in cell.servers])
+        self.claim_stores = [CrashingClaimStore(server, self.crash_point) for server in cell.servers]
         self.reader = LaggingReader(config, stores=stores, clock=clock)
         self.scheduler = Scheduler(
             config,
@@ -180,7 +193,7 @@ class SchedulerProcess:
             seed=seed,
             max_age=5.0,
             reader=self.reader,
-            claims=[CrashingClaimStore(server, self.crash_point) for server in cell.servers],
+            claims=self.claim_stores,
             courier=CrashingCourier(self.courier, self.crash_point),
             clock=clock,
             ids=SeededIds(f"{name} {seed}"),
@@ -199,6 +212,7 @@ class SchedulingCell:
         seed: Two cells with the same seed run in the same way.
         servers: The number of memcached servers, for claims and states.
         clock: The clock of all processes; None for one on which a sleep lets the other processes run.
+        designs: The designs that the consumer writes.
         more: More settings of the cell.
     """
 
@@ -209,11 +223,12 @@ class SchedulingCell:
         seed: int = 0,
         servers: int = 2,
         clock: CooperativeClock | None = None,
+        designs: tuple[str, ...] = ("snapshot",),
         **more: Any,
     ) -> None:
         self.clock = clock or CooperativeClock()
         self.config = Config(
-            cell=CELL, partitions=2, designs=("snapshot",), read_design="snapshot", resync_jitter_s=0.5, **more
+            cell=CELL, partitions=2, designs=designs, read_design="snapshot", resync_jitter_s=0.5, **more
         )
         self.servers = [MemoryServer(f"store-{n}", clock=self.clock) for n in range(servers)]
         self.broker = MemoryBroker(2, clock=self.clock)

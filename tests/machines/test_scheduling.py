@@ -65,11 +65,15 @@ class SchedulingMachine(RuleBasedStateMachine):
 
     @initialize(seed=numbers, servers=st.integers(1, 2), schedulers=st.integers(1, 3))
     def begin(self, seed: int, servers: int, schedulers: int) -> None:
-        self.cell = SchedulingCell(dict.fromkeys(NODES, STATE), seed=seed, servers=servers, **self.more_settings())
+        self.cell = self.new_cell(seed, servers)
         self.cell.wait_until_complete()
         for number in range(schedulers):
             self.cell.start_scheduler(f"s{number}").scheduler.refresh()
         self.cell.run_for(12.0)  # no claim record is unsure any longer
+
+    def new_cell(self, seed: int, servers: int) -> SchedulingCell:
+        """Return the cell that the machine works on."""
+        return SchedulingCell(dict.fromkeys(NODES, STATE), seed=seed, servers=servers, **self.more_settings())
 
     def more_settings(self) -> dict[str, Any]:
         """Settings of the cell that another machine adds."""
@@ -313,6 +317,10 @@ class TaggedSchedulingMachine(SchedulingMachine):
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
+
+    def new_cell(self, seed: int, servers: int) -> SchedulingCell:
+        """Return the cell that the machine works on."""
+        return SchedulingCell(dict.fromkeys(NODES, STATE), seed=seed, servers=servers, **self.more_settings())
 
     def more_settings(self) -> dict[str, Any]:
         return {"auth_orders": "require", "keys_file": written(Path(self._folder.name), "cell.keys", new_cell_keys())}
