@@ -139,7 +139,7 @@ class Scheduler:
             self.fleet,
             self.selector,
             self.claim_table,
-            AffinitySeed(config.cell, claims),
+            AffinitySeed(config.cell, claims, copies),
             self.refresher.refresh_for_retry,
             clock,
             ids,

@@ -10,6 +10,7 @@
     ns:{cell}:{partitions}.{partition}:s:node:{name}                           snapshot: full state of one node
     ns:{cell}:{partitions}.{partition}:s:index:{epoch}:{term}:{offset}:{part}  snapshot: which commit wrote each node
     ns:{cell}:claim:{name}                                                     claims on a node
+    ns:{cell}:claim-copy:{name}                                                second copy of the claims on a node
     ns:{cell}:anchor:{hash}                                                    first node of an empty affinity group
     ns:{cell}:refused-answers                                                  answers that schedulers refused
     ns:{cell}:probe                                                            a test write of the doctor
@@ -61,8 +62,9 @@ def claim(cell: str, name: str) -> str:
 
 
 def claim_copy(cell: str, name: str) -> str:
-    """The second copy of the claims on a node, on another server. It has a key of its own, so that a change of the list
-    of servers never makes the two copies of different servers look like one.
+    """The second copy of the claims on a node, on the next server.
+
+    It has a key of its own. Otherwise a change of the list of servers could turn an old second copy into a first one.
     """
     return f"ns:{cell}:claim-copy:{name}"
 

@@ -38,8 +38,14 @@ def examine_values(config: Config, values: ValueAuth, nodes: Sequence[str]) -> l
     servers = open_claims(config, SystemClock(), values)
     try:
         for index, server in enumerate(servers):
-            mine = [name for name in nodes if partition_of(name, len(servers)) == index]
-            _read(server, [keys.control(config.cell), *(keys.claim(config.cell, name) for name in mine)])
+            mine = [keys.claim(config.cell, name) for name in nodes if partition_of(name, len(servers)) == index]
+            if config.replicas_count > 1:
+                mine += [
+                    keys.claim_copy(config.cell, name)
+                    for name in nodes
+                    if (partition_of(name, len(servers)) + 1) % len(servers) == index
+                ]
+            _read(server, [keys.control(config.cell), *mine])
     except StoreError as error:
         return [Finding(WARN, ABOUT, f"claim records are not counted: {error}"), *_findings(values)]
     finally:

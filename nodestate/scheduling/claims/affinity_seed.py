@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from nodestate.errors import StoreError
@@ -43,20 +44,23 @@ class SeedNode(NamedTuple):
 class AffinitySeed:
     """The seeds of all affinity groups of a cell: for each group, an item that names the node of its first member.
 
-    A static map assigns each group to one server, which stores the group's seed. If that server does not answer, the
-    scheduler goes on without a seed. It then places a member with the others only if its view or the claims that it has
-    read show them already.
+    A static map assigns each group to one server, which stores the group's seed. With two copies of claim records, the
+    next server stores it while that one does not answer. If no server answers, the scheduler goes on without a seed. It
+    then places a member with the others only if its view or the claims that it has read show them already.
 
     Args:
         cell: The cell's name.
         servers: One connection to each memcached server, in the same order for all schedulers of the cell.
+        copies: The number of copies of claim records, 1 or 2.
     """
 
-    def __init__(self, cell: str, servers: Sequence[ClaimStore]) -> None:
+    def __init__(self, cell: str, servers: Sequence[ClaimStore], copies: int = 1) -> None:
         self._cell = cell
         """The name of the cell, which is part of each item's key."""
         self._servers = servers
         """One connection to each server; a hash of the group's name is the index of its server."""
+        self._copies = copies
+        """The number of servers that are asked in turn until one answers."""
 
     def claim_or_get(self, group: str, node: str, ttl_s: float) -> SeedNode:
         """Write ``node`` as the seed of a group, unless the group has a seed already.
@@ -105,4 +109,9 @@ class AffinitySeed:
 
     def _location(self, group: str) -> tuple[str, ClaimStore]:
         """Return the key of a group's item, and the server that stores the item."""
-        return keys.anchor(self._cell, group), self._servers[partitioning.partition_of(group, len(self._servers))]
+        home, count = partitioning.partition_of(group, len(self._servers)), len(self._servers)
+        for copy in range(self._copies - 1):
+            with suppress(StoreError):
+                self._servers[home + copy].server_time()
+                return keys.anchor(self._cell, group), self._servers[home + copy]
+        return keys.anchor(self._cell, group), self._servers[(home + self._copies - 1) % count]

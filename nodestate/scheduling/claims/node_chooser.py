@@ -111,16 +111,22 @@ class NodeChooser:
             node = self._fleet.names[placing.only_row]
             exclude = exclude | (set(range(len(self._fleet))) - {placing.only_row})
         remaining = self._selector.remaining(placing.request, exclude)
-        if placing.avoid_unsure and not remaining[0].nodes and self._unsure_rows():
-            whose = node or f"all {count_text(len(self._fleet), 'node')}"
-            return NoHostFound(
-                remaining,
-                f"claims may be missing from the records of {whose}, which were created less than {UNSURE_S:g} s ago; "
-                "try again",
-            )
+        unsure = self._why_unsure(node) if placing.avoid_unsure and self._unsure_rows() else ""
+        if unsure and not remaining[0].nodes:
+            return NoHostFound(remaining, unsure)
         unknown = "" if node else self._selector.unknown(placing.request)
         lacks = self._selector.lacks(placing.request, exclude)
-        return NoHostFound(remaining, unknown, node, lacks, known=len(self._fleet))
+        found = NoHostFound(remaining, unknown, node, lacks, known=len(self._fleet))
+        return NoHostFound(remaining, f"{found}; {unsure}") if unsure and not node else found
+
+    def _why_unsure(self, node: str) -> str:
+        """Return a sentence about the unsure records. ``node``: the only node that may be chosen; empty if any may."""
+        count = len(self._unsure_rows())
+        whose = node or f"{'all ' if count == len(self._fleet) else ''}{count_text(count, 'node')}"
+        missing = f"claims may be missing from the records of {whose}"
+        if self._claim_table.records.partly_known:
+            return f"{missing}: the server of one copy does not answer; try again when 'nodestate doctor' finds it"
+        return f"{missing}, which were created less than {UNSURE_S:g} s ago; try again"
 
     def exclusions(self, placing: Placing) -> tuple[Exclusion, ...]:
         """Return the allocations and claims that count as absent while a node is chosen for a placing.
