@@ -1,7 +1,6 @@
 """Two copies of each claim record: one server is away, returns empty, returns with old contents, or the cell is split.
 
-What holds is judged by the bytes in the servers and by the outcomes that schedulers got, never by what one of them
-believes.
+The checks use the bytes in the servers and the outcomes that schedulers got, never the opinion of a scheduler.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def cut(party: Party, *numbers: int) -> None:
 
 
 def upkeep(*parties: Party) -> None:
-    """What each scheduler does every ``REASSERT_S`` seconds."""
+    """Do the upkeep of each scheduler, which is due every ``REASSERT_S`` seconds."""
     for party in parties:
         party.claim_table.expire()
         party.claim_table.reassert_own_claims()
@@ -147,7 +146,7 @@ def test_a_claim_that_was_dropped_while_one_server_was_away_does_not_come_back(a
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_server_that_returns_empty_gets_the_claims_of_the_other_one(lost: int) -> None:
-    """Also those of a scheduler that is no longer there, which could not write them again."""
+    """Also the claims of a scheduler that is gone, and could not write them again."""
     parties = begun("one", "two")
     one, two = parties.parties
     claim = stored(one.take(NODE, 4, seconds=3600.0, avoid_unsure=True))
@@ -231,7 +230,7 @@ def test_a_scheduler_without_copies_and_one_with_copies_see_each_other() -> None
 
 
 def test_schedulers_that_see_different_servers_find_each_others_claims_after_the_split() -> None:
-    """Meanwhile both boot, and the agent admits what fits. Neither promises the node."""
+    """Meanwhile both boot, and the agent admits as much as fits. Neither promises the node."""
     parties = begun("one", "two")
     one, two = parties.parties
     cut(one, homes(parties)[0])
@@ -350,7 +349,7 @@ class SplitMachine(RuleBasedStateMachine):
         party.look(ChangingPartition(host(NODE, vcpu=VCPU)).view)
         for claim_id, holder in list(self.dropped.items()):
             if holder is dead and any(claim_id in ids for ids in self.copies()):
-                del self.dropped[claim_id]  # a copy has it, and nobody is left who knows that it was dropped
+                del self.dropped[claim_id]  # a copy has it, and no scheduler is left that knows that it was dropped
 
     def copies(self) -> list[set[str]]:
         """The ids of the claims in each copy."""

@@ -45,7 +45,7 @@ class PendingOrder:
 
 
 def live_ids(servers: Sequence[MemoryServer]) -> dict[str, Claim]:
-    """The claims in the copies of the node's record, by id; without those that a copy says were removed."""
+    """The claims in the copies of the node's record, by id; without claims that a copy calls removed."""
     home = partitioning.partition_of(NODE, len(servers))
     found = [
         CLAIMS.unpack(item.value)

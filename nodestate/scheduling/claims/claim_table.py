@@ -338,7 +338,7 @@ class ClaimTable:
     def _try_write(self, edits: Mapping[str, Edit], *, is_retry: bool) -> dict[str, Written]:
         """Write these edits. Returns the result for each node.
 
-        Reads the records that are unknown before, and those that other schedulers changed afterwards. A record of which
+        Reads the records that are unknown before, and the records that other schedulers changed afterwards. A record of which
         only one copy may have the edit is unknown afterwards. ``is_retry``: these edits were tried before.
         """
         unread = {node for node in edits if node not in self.records.known}

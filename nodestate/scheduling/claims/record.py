@@ -378,8 +378,8 @@ def with_removals(record: ClaimRecord, before: ClaimRecord, now: float, *, settl
         record: The record with the change.
         before: The record without the change.
         now: Seconds of the server's clock.
-        settled: Whether both copies of ``before`` are known and have the same claims. What was removed earlier need not
-            be named any longer then.
+        settled: Whether both copies of ``before`` are known and have the same claims. Earlier
+            removals need not be named any longer then.
     """
     there = {claim.id for claim in record.claims}
     removed = {} if settled else {key: until for key, until in before.removed.items() if key not in there}

@@ -2,7 +2,7 @@
 
 A record with two copies is written to its first copy, and then to the second one. The first copy decides: a scheduler
 whose compare-and-swap of the first copy fails writes nothing. A server that does not answer is left out, and the other
-copy decides then. What that copy has and the other one lacks is merged at the next read of both
+copy decides then. Claims that the other one lacks are merged at the next read of both
 (``record.merged``). So a copy never has to be complete, and no order of writes, deaths and outages loses a claim that
 both copies had.
 """
@@ -84,7 +84,7 @@ class RecordStore:
     Args:
         cell: The cell's name.
         servers: The servers.
-        cache: What is known of earlier writes, so that a record that another program stored again is refused.
+        cache: The last known write of each copy, so that a record that another program stored again is refused.
     """
 
     def __init__(self, cell: str, servers: ClaimServers, cache: RecordCache) -> None:
