@@ -315,13 +315,9 @@ class ClaimTable:
             self.drop_claim(node, claim_id, edit.seen)
 
     def _give_up(self, node: str, edit: Edit) -> None:
-        """Drop the new claims of an edit that one copy has, and that are not made."""
-        if node not in self.records.known:
-            self._unknown_outcomes.add(node, edit.add.keys() - self.own.on(node).keys())
-            self.read_records([node])
-            return
-        for claim_id in edit.add.keys() - self.own.on(node).keys():
-            self.drop_claim(node, claim_id)
+        """Drop the new claims of an edit that a copy has, and that are not made, with the next flush."""
+        self._unknown_outcomes.add(node, edit.add.keys() - self.own.on(node).keys())
+        self.read_records([node])
 
     def _drop_again(self, node: str, edit: Edit) -> None:
         """Plan the removals and the fault of an edit again, because the edit was not stored.
@@ -338,18 +334,18 @@ class ClaimTable:
     def _try_write(self, edits: Mapping[str, Edit], *, is_retry: bool) -> dict[str, Written]:
         """Write these edits. Returns the result for each node.
 
-        Reads the records that are unknown before, and the records that other schedulers changed afterwards. A record of which
-        only one copy may have the edit is unknown afterwards. ``is_retry``: these edits were tried before.
+        Reads unknown records before, and the records that other schedulers changed afterwards. A record of which only
+        one copy may have the edit is unknown afterwards. ``is_retry``: these edits were tried before.
         """
         unread = {node for node in edits if node not in self.records.known}
         errors = self.read_records(unread) if unread else {}
         results = dict[str, Written]()
         changes = dict[str, tuple[CachedRecord, ClaimRecord]]()
         for node, edit in edits.items():
-            error, now = errors.get(node), self.servers.time_or_zero(node)
-            if error is not None:
+            if (error := errors.get(node)) is not None:
                 results[node] = Written(error)
                 continue
+            now = self.servers.time_or_zero(node)
             record = self._edited(node, edit, now, was_read=is_retry or node in unread)
             if isinstance(record, WriteStatus):
                 results[node] = Written(record)
