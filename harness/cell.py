@@ -25,6 +25,7 @@ BOUND_S: Final = 1.5
 
 SETTINGS: Final = {
     "partitions": 8,
+    "replicas": 1,
     "renew_s": 0.3,
     "standby_s": 0.5,
     "heartbeat_s": 0.5,
@@ -32,7 +33,10 @@ SETTINGS: Final = {
     "broker_heartbeat_s": 1,
     "flush_s": 0.02,
 }
-"""nodestate's settings for a cell under test: renewals, takeovers and resyncs happen often."""
+"""nodestate's settings for a cell under test: renewals, takeovers and resyncs happen often.
+
+It writes the designs that a test names, and adds no replicas to them.
+"""
 LOGS_VARIABLE: Final = "NODESTATE_FAULT_LOGS"
 """If this environment variable is set, a failed wait shows the members' logs."""
 LOG_CHARACTERS: Final = 6_000

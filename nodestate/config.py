@@ -86,10 +86,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Number of partitions of a new cell; later the control record has the number. Each has one owner at a time."""
     designs: Annotated[tuple[str, ...], Meta(min_length=1)] = ("journal", "snapshot")
     """The designs that consumers write, separated by commas, such as journal,snapshot or sql."""
-    replicas: Annotated[int, Meta(ge=1, le=2)] = 1
-    """Number of servers of store that have each partition, for journal and snapshot. 2 needs at least two servers.
+    replicas: Annotated[int, Meta(ge=0, le=2)] = 0
+    """Number of servers of store that have each partition and claim record. 0: 2 if store names several, otherwise 1.
 
-    2 adds the designs journal_replica and snapshot_replica to designs. For a running cell, prepare them instead.
+    2 adds the designs journal_replica and snapshot_replica to a new cell; the option --design of consume names all
+    designs itself. For a running cell, prepare them instead: it keeps the designs of its control record.
     """
     read_design: str = "snapshot"
     """The design that readers read if the cell has no control record."""
@@ -168,7 +169,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def replicas_count(self) -> int:
         """Number of servers of ``store`` that have each partition and each claim record: 1 or 2."""
-        return self.replicas
+        return self.replicas or (2 if len(self.store_servers) > 1 else 1)
 
     @property
     def broker_tls(self) -> TlsFiles:
@@ -350,8 +351,9 @@ def load(
                 f"{sources.get('replicas', 'settings')}: replicas {config.replicas_count} needs as many memcached "
                 "servers, and store names fewer: give store=memcached://host:port,host:port"
             )
-        more = (f"{name}_replica" for name in config.designs if name in REPLICATED_DESIGNS)
-        config = msgspec.structs.replace(config, designs=tuple(dict.fromkeys((*config.designs, *more))))
+        if config.replicas or not (flags or {}).get("designs"):
+            more = (f"{name}_replica" for name in config.designs if name in REPLICATED_DESIGNS)
+            config = msgspec.structs.replace(config, designs=tuple(dict.fromkeys((*config.designs, *more))))
     if config.lease_s < LEASE_RENEWALS_COUNT * config.renew_s:
         raise ConfigError(
             f"{sources.get('lease_s') or sources.get('renew_s')}: lease_s {config.lease_s:g} must be at least "

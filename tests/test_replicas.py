@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from nodestate.cli.doctor.design_checks import examine_single_replica
+from nodestate.cli.doctor.findings import WARN
 from nodestate.config import Config, load
+from nodestate.designs.control import Control
+from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import ConfigError
 from nodestate.ports import Item
 from nodestate.store import keys
@@ -227,8 +232,60 @@ def test_nothing_is_acknowledged_while_both_servers_are_away(world: SimulatedCel
     assert copies(world) == [2, 2, 2, 2]
 
 
-def test_replicas_are_switched_on_by_the_setting() -> None:
-    config = load(environ={}, flags={"store": "memcached://a:1,b:1", "replicas": "2"})
-    assert config.designs == ("journal", "snapshot", "journal_replica", "snapshot_replica")
+FOUR = ("journal", "snapshot", "journal_replica", "snapshot_replica")
+
+
+@pytest.mark.parametrize(
+    ("flags", "count", "designs"),
+    [
+        ({"store": "memcached://a,b"}, 2, FOUR),
+        ({"store": "memcached://a,b", "replicas": "0"}, 2, FOUR),
+        ({"store": "memcached://a"}, 1, ("journal", "snapshot")),
+        ({}, 1, ("journal", "snapshot")),
+        ({"store": "memcached://a,b", "replicas": "1"}, 1, ("journal", "snapshot")),
+        ({"store": "memcached://a,b", "designs": "snapshot"}, 2, ("snapshot",)),
+        ({"store": "memcached://a,b", "designs": "snapshot", "replicas": "2"}, 2, ("snapshot", "snapshot_replica")),
+    ],
+)
+def test_a_new_cell_has_two_replicas_if_it_has_two_servers(
+    flags: dict[str, str], count: int, designs: tuple[str, ...]
+) -> None:
+    """The setting may say otherwise. A command line that names the designs names all of them."""
+    config = load(environ={}, flags=flags)
+    assert (config.replicas_count, config.designs) == (count, designs)
+
+
+def test_two_replicas_need_two_servers() -> None:
     with pytest.raises(ConfigError, match="replicas 2 needs as many memcached servers"):
         load(environ={}, flags={"store": "memcached://a:1", "replicas": "2"})
+
+
+def test_designs_of_the_settings_get_replicas() -> None:
+    config = load(environ={"NODESTATE_DESIGNS": "snapshot,sql", "NODESTATE_STORE": "memcached://a,b"})
+    assert config.designs == ("snapshot", "sql", "snapshot_replica")
+
+
+@pytest.mark.parametrize(("replicas", "levels"), [("0", [WARN]), ("1", [])])
+def test_running_cell_keeps_one_replica_and_the_doctor_offers_a_second_one(replicas: str, levels: list[str]) -> None:
+    """The control record of an earlier version names one replica, and the settings do not change it."""
+    config = load(environ={}, flags={"store": "memcached://a,b", "replicas": replicas})
+    snapshot, other = StoredDesign("snapshot", 8), StoredDesign("snapshot_replica", 8)
+    control = Control(1, (snapshot,), snapshot)
+    findings = list(examine_single_replica(config, control))
+    assert [one.level for one in findings] == levels
+    assert all("nodestate design prepare snapshot_replica'" in one.advice for one in findings)
+    assert not list(examine_single_replica(config, Control(1, (snapshot, other), other)))
+
+
+def test_consumers_of_a_running_cell_begin_no_replica_by_themselves() -> None:
+    cell = SimulatedCell(
+        servers=2, config=Config(partitions=2, designs=("snapshot",), read_design="snapshot"), follows_control=True
+    )
+    start_all(cell)
+    cell.run_well(3)
+    all_die(cell)
+    cell.config = msgspec.structs.replace(cell.config, designs=("snapshot", "snapshot_replica"))
+    start_all(cell)
+    cell.run_well(10)
+    assert {design for member in cell.members for held in member.held for design in held.writers} == {"snapshot"}
+    assert copies(cell) == [1, 0, 1, 0]

@@ -243,9 +243,10 @@ def _print_summary(
         f"published, {cell.applied:,} applied ({sample.applied / sample.elapsed_s:,.0f}/s), "
         f"{count_text(sample.dead_letters, 'dead letter')}"
     )
+    width = max(map(len, verdict.views))
     for view, seen in zip(verdict.views.values(), sample.designs, strict=True):
         run.out.print(
-            f"{view.design:<9} {count_text(len(view.nodes), 'node')}, "
+            f"{view.design:<{width}}  {count_text(len(view.nodes), 'node')}, "
             f"refreshed in {seen.refresh_p50_s * 1000:.2f} ms (p50)"
         )
     if agree:

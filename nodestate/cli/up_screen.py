@@ -130,7 +130,7 @@ def _facts(sample: CellSample) -> Table:
 
 def _designs(sample: CellSample) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("design", style="bold", width=9)
+    table.add_column("design", style="bold", min_width=9, no_wrap=True)
     for title in ("nodes", "view age", "lag", "refresh p50", "p95", "stale", "incomplete"):
         table.add_column(title, justify="right", no_wrap=True, min_width=8)
     for one in sample.designs:

@@ -18,6 +18,7 @@ from nodestate.cli.doctor.design_checks import (
     examine_design,
     examine_record,
     examine_replicas,
+    examine_single_replica,
 )
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.cli.doctor.signature_checks import examine_refused_answers, examine_signatures, examine_tags
@@ -111,6 +112,7 @@ def _examine_cell(config: Config, control: Control, designs: Sequence[StoredDesi
             yield from examine_design(config, status, partners.get(status.name))
         for first, other in pairs:
             yield from examine_replicas(first, other)
+        yield from examine_single_replica(config, control)
         # All designs should have the same nodes. The one with the most is used to examine the agents.
         views = [inspector.followed_view(), *(status.view for status in statuses)]
         view = max(views, key=lambda view: len(view.nodes))

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text, span_text
 from nodestate.cli.inspection import NOTHING_STORED, DesignStatus, HeadStatus, out_of_sync
 from nodestate.config import Config
-from nodestate.designs.control import author_text
+from nodestate.designs import DESIGNS
+from nodestate.designs.control import Control, author_text
 from nodestate.designs.control_store import Copy, newest
+from nodestate.designs.stored_design import StoredDesign
 from nodestate.store import keys
 from nodestate.text import count_text
 
@@ -97,6 +99,21 @@ def examine_replicas(first: DesignStatus, other: DesignStatus) -> Iterator[Findi
 
 def _is_head(head: HeadStatus | str) -> bool:
     return isinstance(head, HeadStatus)
+
+
+def examine_single_replica(config: Config, control: Control) -> Iterator[Finding]:
+    """Warn if the design that readers read has one replica, and the settings ask for two."""
+    read = control.reads
+    other = StoredDesign(DESIGNS[read.design].partner, read.partitions)
+    if config.replicas_count > 1 and other.design and other not in control.writes:
+        yield Finding(
+            WARN,
+            "replicas",
+            f"each partition of {control.names[read]} is on one of {len(config.store_servers)} servers only: while "
+            "that server is away, its nodes are stale",
+            f"'nodestate design prepare {other.design}' keeps a second replica, which needs as much memory again; if "
+            "one is enough, set NODESTATE_REPLICAS=1",
+        )
 
 
 def examine_design(config: Config, status: DesignStatus, partner: DesignStatus | None = None) -> Iterator[Finding]:
