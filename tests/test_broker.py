@@ -6,6 +6,7 @@ import random
 import socket
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -33,6 +34,7 @@ from nodestate.broker import (
     queue_depths,
     read_dead_letters,
 )
+from nodestate.broker.confirm_watch import FIRST_PATIENCE_S
 from nodestate.broker.connector import open_session
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.delivery_tracking import Confirms, Unacked
@@ -607,22 +609,14 @@ def test_a_session_in_which_the_broker_goes_on_to_refuse_events_is_replaced(
     """
     clock = ManualClock()
     sink = opened(KombuSink(rabbit_config, clock=clock))
-    sink._patience_s = 3.0
-
-    def refuse_after(seconds: float) -> Any:
-        session = sink._sessions.current
-        session._on_settled(1_000, False, False)
-        clock.advance(seconds)
-        assert _publish(sink, b"x") == [True]
-        return session
-
     assert _publish(sink, b"x") == [True]
-    assert refuse_after(2.0) is sink._sessions.current, "one refusal is no reason"
-    assert refuse_after(2.0) is not sink._sessions.current
-    assert refuse_after(sink._patience_s - 0.5) is sink._sessions.current, "the next session gets more time"
-    clock.advance(20.0)
+    session = sink._sessions.current
+    session._on_settled(1_000, False, False)
     assert _publish(sink, b"x") == [True]
-    assert refuse_after(0.5) is sink._sessions.current, "meanwhile the broker took all events"
+    assert sink._sessions.current is session, "one refusal is no reason"
+    clock.advance(FIRST_PATIENCE_S)
+    assert _publish(sink, b"x") == [True]
+    assert sink._sessions.current is not session
 
 
 @pytest.mark.service
@@ -900,6 +894,75 @@ def test_a_failing_publish_connection_delays_deliveries_little() -> None:
         clock.advance(1.0)
     assert 2 < len(tries) < 12
     assert clock.monotonic() - began < 120 + 12 * config.broker_timeout_s
+
+
+class _AnsweringChannel:
+    """A channel whose broker answers all publishes in one way: it confirms them, refuses them, or is silent."""
+
+    def __init__(self, answer: str) -> None:
+        self.events: dict[str, set[Callable[..., None]]] = defaultdict(set)
+        """The functions to call, by the name of the answer."""
+        self.queues: list[str] = []
+        """The routing keys of the publishes that were confirmed."""
+        self._answer = answer
+        self._count = 0
+
+    def confirm_select(self) -> None:
+        """Do nothing: every publish is answered."""
+
+    def send_method(self, _method: object, _format: str, arguments: tuple[object, ...], _message: object) -> None:
+        self._count += 1
+        if self._answer == "basic_ack":
+            self.queues.append(str(arguments[2]))
+        for call in self.events[self._answer]:
+            call(self._count, False)
+
+
+class _AnsweringConnection:
+    """A connection of a process to a broker that answers all publishes in one way."""
+
+    errors = RabbitConnection.errors
+    blocked = ""
+    url = "amqp://127.0.0.1:1"
+
+    def __init__(self, answer: str) -> None:
+        self.opened = _AnsweringChannel(answer)
+        self.dropped = False
+
+    def channel(self) -> _AnsweringChannel:
+        return self.opened
+
+    def drain(self) -> None:
+        """Do nothing: answers came at once."""
+
+    def pump(self, _timeout_s: float) -> bool:
+        return False
+
+    def drop(self) -> None:
+        self.dropped = True
+
+
+@pytest.mark.parametrize("answer", ["basic_nack", "nothing"])
+@pytest.mark.parametrize("publishes", ["marker messages", "dead letters"])
+def test_a_consumer_whose_messages_are_never_confirmed_connects_again(answer: str, publishes: str) -> None:
+    """A channel that was opened before a quorum queue has a new leader refuses all messages for this queue for ever.
+
+    A node that was cut off from the other nodes of its cluster confirms nothing. Without marker messages the partitions
+    of the consumer would age.
+    """
+    clock, config = ManualClock(), Config(broker=_AnsweringConnection.url)
+    connections = [_AnsweringConnection(answer), _AnsweringConnection("basic_ack")]
+    waiting = list(connections)
+    publisher = PublishConnection(config, lambda: waiting.pop(0), clock)  # type: ignore[arg-type,return-value]  # a double
+    for _ in range(4 * int(FIRST_PATIENCE_S)):
+        if publishes == "marker messages":
+            publisher.send_marker(0, ACTIVATION)
+        else:
+            with suppress(DeadLetterError):
+                publisher.dead_letter([(b"bad", {})])
+        clock.advance(0.5)
+    assert [connection.dropped for connection in connections] == [True, False]
+    assert len(connections[1].opened.queues) > 1
 
 
 @pytest.mark.service
@@ -1206,7 +1269,7 @@ def test_an_agent_that_the_broker_blocks_names_the_alarm_and_keeps_its_connectio
         sink.flush(0.0)
     with pytest.raises(BrokerUnavailableError, match="short of memory"):
         sink.publish(0, b"refused", confirmed.append)
-    KombuResyncSender(rabbit_config).request_resync(Resync())
+    opened(KombuResyncSender(rabbit_config)).request_resync(Resync())
     with pytest.raises(BrokerUnavailableError, match="short of memory"):
         sink.resyncs(0.1)
     session.connection._on_unblocked()

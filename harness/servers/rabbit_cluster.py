@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Self
+from typing import Final, Self
 
 from harness.servers.errors import ServerMissingError
 from harness.servers.programs import find_program, free_ports
+from harness.servers.rabbit_links import CuttableLinks
 from harness.servers.rabbitmq import PortMapper, RabbitServer
+
+CLUSTER_CONFIGURATION: Final = "cluster_partition_handling = pause_minority\nnet_ticktime = 15\n"
 
 
 class RabbitCluster:
     """RabbitMQ nodes that form one cluster within a ``with`` statement. Raises ServerMissingError.
 
+    The nodes have the settings that docs/how-to/cluster-rabbitmq.md recommends.
+
     Args:
         count: number of nodes.
+        cuttable: whether ``cut_off`` can cut the links between nodes. Their messages then pass through this process.
     """
 
-    def __init__(self, count: int = 3) -> None:
+    def __init__(self, count: int = 3, *, cuttable: bool = False) -> None:
         epmd = find_program("epmd")
         if epmd is None:
             raise ServerMissingError("a cluster needs an installed RabbitMQ (apt-get install rabbitmq-server)")
-        self._mapper = PortMapper(epmd, free_ports(1)[0])
-        self.nodes = [RabbitServer(cluster=self._mapper) for _ in range(count)]
+        self._links = CuttableLinks() if cuttable else None
+        """The links between nodes, if they can be cut."""
+        self._mapper = self._links or PortMapper(epmd, free_ports(1)[0])
+        """The port mapper of all nodes."""
+        self.nodes = [RabbitServer(CLUSTER_CONFIGURATION, self._mapper) for _ in range(count)]
         """The nodes. A test that stops one of them starts it again."""
         self._open = ExitStack()
 
@@ -30,6 +39,14 @@ class RabbitCluster:
     def url(self) -> str:
         """The URLs of all nodes, separated by semicolons: a process that loses one node tries the next one."""
         return ";".join(node.url for node in self.nodes)
+
+    def cut_off(self, *nodes: RabbitServer) -> None:
+        """Cut the links between these nodes and the others, as a broken network would; without nodes, restore all.
+
+        Clients reach all nodes.
+        """
+        assert self._links is not None, "RabbitCluster(cuttable=True)"
+        self._links.cut_off(*(node.name for node in nodes))
 
     def __enter__(self) -> Self:
         with ExitStack() as opening:

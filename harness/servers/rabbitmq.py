@@ -17,6 +17,7 @@ import amqp
 from harness.servers.errors import ServerFailedError, ServerMissingError
 from harness.servers.hosts import ServerContainer, ServerHost, ServerProcess, docker_answers
 from harness.servers.programs import find_program, free_ports
+from harness.servers.rabbit_links import CuttableLinks
 from harness.servers.server import PROBE_INTERVAL_S, PROBE_TIMEOUT_S, START_TIMEOUT_S, Server
 
 RABBIT_IMAGE: Final = "rabbitmq:3"
@@ -33,7 +34,7 @@ class RabbitServer(Server):
     Raises ServerMissingError.
     """
 
-    def __init__(self, configuration: str = "", cluster: PortMapper | None = None) -> None:
+    def __init__(self, configuration: str = "", cluster: PortMapper | CuttableLinks | None = None) -> None:
         port, distribution_port, epmd_port = free_ports(3)
         # Debian puts a wrapper on PATH that changes the user; the script behind it works for any user.
         program = find_program("rabbitmq-server", "/usr/lib/rabbitmq/bin")
@@ -69,11 +70,16 @@ class RabbitServer(Server):
             raise ServerMissingError("rabbitmqctl is used only with an installed RabbitMQ")
         return self._rabbit_node.control(words, stdin)
 
+    @property
+    def name(self) -> str:
+        """The name of the Erlang node."""
+        assert self._rabbit_node is not None, "only installed nodes form a cluster"
+        return self._rabbit_node.name
+
     def join(self, other: RabbitServer) -> None:
         """Make this node a member of the cluster of ``other``. It loses its own queues."""
-        assert other._rabbit_node is not None, "only installed nodes form a cluster"
         self.control("stop_app")
-        self.control("join_cluster", other._rabbit_node.name)
+        self.control("join_cluster", other.name)
         self.control("start_app")
 
     def _answers(self) -> bool:
@@ -126,7 +132,7 @@ class RabbitNode:
     def __init__(
         self,
         program: str,
-        mapper: PortMapper,
+        mapper: PortMapper | CuttableLinks,
         port: int,
         distribution_port: int,
         more: str,

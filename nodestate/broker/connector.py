@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from nodestate.broker.rabbitmq.session import RabbitSession
 from nodestate.broker.sessions import CellSession, TransportSession, unavailable
 from nodestate.broker.topology import Topology
+from nodestate.broker.urls import url_answered, url_failed, urls_in_sequence
 from nodestate.broker.virtual.session import VirtualSession
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError
@@ -33,7 +34,7 @@ def open_session(
     layout: bool = False,
     mark_began: bool = True,
 ) -> CellSession:
-    """Connect to the first of the broker's URLs (separated by ``;``) that answers, and declare the cell there.
+    """Connect to the first of the broker's URLs that answers, and declare the cell there; see ``urls``.
 
     ``role`` is part of the connection's name at RabbitMQ. With ``heartbeat_s`` 0 the connection has no heartbeat. The
     queues of the settings' layout are declared if ``layout`` is True, and in any case if the cell is new. For
@@ -42,20 +43,15 @@ def open_session(
     Raises ``BrokerUnavailableError``, or ``ConfigError`` if the settings are wrong and no retry would help.
     """
     failure: BrokerUnavailableError | None = None
-    for url in config.broker.split(";"):
+    for url in urls_in_sequence(config.broker):
         try:
-            session = _connect(config, url.strip(), role, heartbeat_s)
+            session = _connect(config, url, role, heartbeat_s)
+            if declare:
+                _declare(config, session, layout=layout, mark_began=mark_began)
         except BrokerUnavailableError as error:
             failure = error
             continue
-        try:
-            with translated_errors(config, session.errors):
-                if not declare:
-                    return session
-                session.queues.declare(Topology.of(config), layout=layout, mark_began=mark_began)
-        except BaseException:
-            session.drop()
-            raise
+        url_answered(config.broker, url)
         return session
     assert failure is not None
     raise failure
@@ -71,6 +67,9 @@ def one_off_session(config: Config, role: str, *, declare: bool = True, layout: 
     try:
         with translated_errors(config, session.errors):
             yield session
+    except BrokerUnavailableError:
+        url_failed(config.broker, session.url)
+        raise
     finally:
         session.close()
 
@@ -87,7 +86,8 @@ def translated_errors(config: Config, errors: tuple[type[BaseException], ...]) -
 class SessionHolder(Generic[S]):
     """Opens a session when it is first needed, keeps it, and drops it at its first error.
 
-    away --get, use--> connected --an error within ``use``, drop, close--> away
+    away --get, use--> connected --an error within ``use``, drop--> away; the next session begins with the next URL
+    connected --close--> away
 
     A failed call is not repeated here: the caller decides when to call again. ``prepare`` makes the session of the job
     from a new connection; an error within it drops the connection like any other.
@@ -104,6 +104,8 @@ class SessionHolder(Generic[S]):
         """Makes the session of the job from a new connection."""
         self._session: S | None = None
         """The session, None while away."""
+        self._url = ""
+        """The URL of the last session."""
 
     @property
     def current(self) -> S | None:
@@ -114,10 +116,12 @@ class SessionHolder(Generic[S]):
         """The session; opens one if there is none. Raises ``BrokerUnavailableError`` or ``ConfigError``."""
         if self._session is None:
             connection = self._open_connection()
+            self._url = connection.url
             try:
                 with translated_errors(self._config, connection.errors):
                     session = self._prepare(connection)
             except BaseException:
+                url_failed(self._config.broker, self._url)
                 connection.drop()
                 raise
             self._session = session
@@ -142,9 +146,10 @@ class SessionHolder(Generic[S]):
         return unavailable(self._config, error)
 
     def drop(self) -> None:
-        """Drop the session, if one is open."""
+        """Drop the session, if one is open, because it broke or the broker does not answer in it."""
         session, self._session = self._session, None
         if session is not None:
+            url_failed(self._config.broker, self._url)
             session.drop()
 
     def close(self) -> None:
@@ -152,6 +157,16 @@ class SessionHolder(Generic[S]):
         session, self._session = self._session, None
         if session is not None:
             session.close()
+
+
+def _declare(config: Config, session: CellSession, *, layout: bool, mark_began: bool) -> None:
+    """Declare the cell; drop the session after an error."""
+    try:
+        with translated_errors(config, session.errors):
+            session.queues.declare(Topology.of(config), layout=layout, mark_began=mark_began)
+    except BaseException:
+        session.drop()
+        raise
 
 
 def _connect(config: Config, url: str, role: str, heartbeat_s: float) -> CellSession:

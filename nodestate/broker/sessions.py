@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import structlog
 
+from nodestate.broker.confirm_watch import ConfirmWatch
 from nodestate.broker.topology import Topology
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError
@@ -218,10 +219,6 @@ class PublisherSession(TransportSession, Protocol):
     def alarm(self) -> str:
         """Text that says why the broker takes no messages at present; empty if it takes them."""
 
-    @property
-    def refused_for_s(self) -> float:
-        """Seconds since the broker began to refuse events in this session; 0 if it took all of the last ones."""
-
     def is_stale(self) -> bool:
         """Process the frames that have arrived. True if the connection broke while no publish was unconfirmed."""
 
@@ -271,6 +268,10 @@ class CellSession(TransportSession, Protocol):
     """One connection to a broker: simple calls of its own, and the sessions for the three jobs that have state."""
 
     @property
+    def url(self) -> str:
+        """The URL of the server, one of the setting ``broker``."""
+
+    @property
     def facts(self) -> ServerFacts:
         """Product and version of the server."""
 
@@ -296,8 +297,11 @@ class CellSession(TransportSession, Protocol):
     def consumer(self, number: int, clock: Clock) -> ConsumerSession:
         """Use this connection for a consumer; its deliveries carry ``number`` as their session."""
 
-    def publisher(self, heartbeat_s: float, clock: Clock) -> PublisherSession:
-        """Use this connection for an agent's events; ``heartbeat_s`` is the heartbeat that it was opened with."""
+    def publisher(self, heartbeat_s: float, clock: Clock, watch: ConfirmWatch) -> PublisherSession:
+        """Use this connection for an agent's events; ``heartbeat_s`` is the heartbeat that it was opened with.
+
+        The session tells ``watch`` of its events and of the broker's answers.
+        """
 
     def orders(self, on_answer: OnNodeBody, on_unroutable: OnBody, clock: Clock) -> OrderSession:
         """Use this connection for a scheduler's orders.

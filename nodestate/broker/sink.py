@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -11,6 +10,7 @@ from typing import Final
 import structlog
 
 from nodestate.auth import OrderAuth, order_auth
+from nodestate.broker.confirm_watch import ConfirmWatch
 from nodestate.broker.connector import SessionHolder, open_session
 from nodestate.broker.resyncs import decode_resync
 from nodestate.broker.sessions import CellSession, OnDone, OrderQueue, OwnQueue, PublisherSession
@@ -21,16 +21,12 @@ from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedE
 from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
 from nodestate.model.presence import Presence, decode_presence
 from nodestate.ports import Clock, OrderCounts, Resync, SystemClock
-from nodestate.ports.backoff import DoublingPause
 
 AGENT_HEARTBEATS_COUNT: Final = 3
 """The AMQP heartbeat in multiples of ``heartbeat_s``.
 
 An agent that only sends heartbeat events must keep its connection.
 """
-FIRST_PATIENCE_S: Final = 4.0
-LONGEST_PATIENCE_S: Final = 120.0
-"""A session in which the broker refuses events is given up after up to 4, 8, 16 … 120 s."""
 MAX_ORDERS_COUNT: Final = 1_000
 """Orders and resync requests that one ``resyncs`` reads at most, so that an agent can send heartbeat events between two
 calls.
@@ -43,7 +39,8 @@ class KombuSink:
     """A ``ports.Sink`` and ``ports.AgentInbox`` over kombu, with publisher confirms that are not waited for.
 
     away --any call but flush, close--> connected
-    connected --an error, close--> away; ``on_done(False)`` is called once for every unconfirmed event
+    connected --an error, close, or events refused or none confirmed for seconds (``ConfirmWatch``)--> away;
+        ``on_done(False)`` is called once for every unconfirmed event
 
     A ``publish`` that raises did not take the event: its ``on_done`` is never called. Virtual transports
     (``memory://``, Redis) confirm at once.
@@ -67,12 +64,8 @@ class KombuSink:
         """Checks orders, and signs answers."""
         self._sessions: SessionHolder[PublisherSession] = SessionHolder(config, self._open_connection, self._prepare)
         """The session, while connected."""
-        self._patience = DoublingPause(FIRST_PATIENCE_S, LONGEST_PATIENCE_S)
-        """Lengthens ``_patience_s``."""
-        self._patience_s = random.uniform(0.5, 1.0) * self._patience.lengthen()
-        """Seconds for which the broker may refuse events before the session is given up."""
-        self._opened_at = self._clock.monotonic()
-        """Monotonic time at which the session began."""
+        self._watch = ConfirmWatch(self._clock, config.broker_timeout_s, "agent")
+        """Says when the broker has refused events, or confirmed none, for too long."""
         self._control_queue: OwnQueue | None = None
         """The session's queue for resync requests."""
         self._order_queue: OrderQueue | None = None
@@ -108,7 +101,7 @@ class KombuSink:
         """
         session = self._sessions.get()
         try:  # not ``use``: its context manager would cost a good part of a publish
-            if session.is_stale() or (session.refused_for_s and self._gives_up(session)):
+            if session.is_stale() or self._watch.gives_up(session.alarm):
                 self._sessions.drop()
                 session = self._sessions.get()
             session.publish(bucket, body, on_done)
@@ -230,33 +223,14 @@ class KombuSink:
 
     # -- inside
 
-    def _gives_up(self, session: PublisherSession) -> bool:
-        """True if the broker has refused events in this session for long: another session may help.
-
-        After a node of a cluster died, RabbitMQ 3.10.8 refuses all events for some quorum queues in a channel that was
-        opened before these queues had a new leader, and takes them in a new channel. It also refuses events for a queue
-        that is full. So each session is given up later than the one before.
-        """
-        worked_s = self._clock.monotonic() - self._opened_at - session.refused_for_s
-        if worked_s > LONGEST_PATIENCE_S:
-            self._patience.reset()
-            self._patience_s = min(self._patience_s, FIRST_PATIENCE_S)
-        if session.refused_for_s < self._patience_s:
-            return False
-        structlog.get_logger("nodestate.broker").warning(
-            "the broker refuses events, so the agent connects again", seconds=round(session.refused_for_s, 1)
-        )
-        self._patience_s = random.uniform(0.5, 1.0) * self._patience.lengthen()
-        return True
-
     def _open_connection(self) -> CellSession:
         return open_session(self._config, "agent", self._heartbeat_s)
 
     def _prepare(self, connection: CellSession) -> PublisherSession:
-        session = connection.publisher(self._heartbeat_s, self._clock)
+        self._watch.opened()
+        session = connection.publisher(self._heartbeat_s, self._clock, self._watch)
         self._control_queue = self._order_queue = None
-        self._opened_at = self._clock.monotonic()
-        self._rebind_at = self._opened_at + REBIND_S
+        self._rebind_at = self._clock.monotonic() + REBIND_S
         if self._control:
             self._control_queue = session.control_queue(self._on_control)
         if self._nodes:

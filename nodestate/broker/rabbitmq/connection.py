@@ -76,6 +76,8 @@ class RabbitConnection:
     def __init__(self, config: Config, url: str, scheme: str, name: str, heartbeat_s: float) -> None:
         self.broker = config.broker_safe
         """The broker's URLs without passwords, for error messages."""
+        self.url = url
+        """The URL of the server."""
         self.blocked = ""
         """Why the broker takes no messages from this connection (it is short of memory or disk), as of the last
         ``read``; empty if it takes them.

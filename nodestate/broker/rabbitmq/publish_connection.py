@@ -10,12 +10,14 @@ from typing import Any, Final
 import amqp
 import structlog
 
+from nodestate.broker.confirm_watch import ConfirmWatch
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.delivery_tracking import Confirms
 from nodestate.broker.rabbitmq.messages import confirming_channel, dead_letter_message, publish, send_marker
 from nodestate.broker.rabbitmq.queues import RabbitQueues
-from nodestate.broker.sessions import unavailable
+from nodestate.broker.sessions import OnDone, unavailable
 from nodestate.broker.topology import DEAD_KEY, Topology
+from nodestate.broker.urls import url_failed
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, DeadLetterError
 from nodestate.ports import Clock
@@ -35,7 +37,8 @@ class PublishConnection:
 
     away --send_marker, dead_letter--> connected --an error--> away, for a pause that doubles
     connected --the broker blocks it--> silent --the broker unblocks it--> connected
-    connected --a dead letter is refused, or has no queue--> connected; dead letters have a channel of their own
+    connected --a dead letter is refused, or has no queue--> connected
+    connected --messages are refused, or none is confirmed, for seconds--> away, see ``ConfirmWatch``
 
     A RabbitMQ that is short of memory or disk reads nothing from a connection that has published, and so reads no acks
     from it. If a consumer published on the connection of its deliveries, its first marker message would keep it from
@@ -58,9 +61,11 @@ class PublishConnection:
         self._connection: RabbitConnection | None = None
         """The connection, None while away."""
         self._channel: Any = None
-        """The connection's channel with confirms, for dead letters."""
+        """The connection's channel with confirms, for all that is published."""
         self._confirms = Confirms()
-        """Dead letters that are not yet confirmed."""
+        """Messages that are not yet confirmed."""
+        self._watch = ConfirmWatch(clock, config.broker_timeout_s, "consumer")
+        """Says when the broker has refused messages, or confirmed none, for too long."""
         self._returned = False
         """True if one of the last dead letters came back, because no queue takes it."""
         self._pause = DoublingPause(FIRST_PAUSE_S, MAX_PAUSE_S)
@@ -71,12 +76,14 @@ class PublishConnection:
     def send_marker(self, partition: int, body: bytes) -> None:
         """Publish a marker message, or do nothing if the broker is away or blocks this connection.
 
-        A marker message may get lost, so an outage is not an error here: it shows where messages are received.
+        A marker message may get lost, so an outage is not an error here: it shows where messages are received. The
+        confirm of a marker message shows only whether the broker still takes messages on this connection.
         """
         with suppress(BrokerUnavailableError), self._dropped_on_failure():
             connection = self._connected()
             if not connection.blocked:
-                send_marker(connection.control, self._topology.queue(partition), body)
+                send_marker(self._channel, self._topology.queue(partition), body)
+                self._note_sent(_ignore)
 
     def dead_letter(self, letters: Sequence[tuple[bytes, Mapping[str, object]]]) -> int:
         """Publish dead letters, each with its headers, and wait for the confirms, for ``CONFIRM_S`` at most.
@@ -107,12 +114,17 @@ class PublishConnection:
             connection.close()
 
     def drop(self) -> None:
-        """Give up the connection, if there is one."""
+        """Give up the connection, if there is one. The next one begins with the next URL."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            url_failed(self._config.broker, connection.url)
             connection.drop()
 
     def _connected(self) -> RabbitConnection:
+        if self._connection is not None:
+            self._connection.drain()
+            if self._watch.gives_up(self._connection.blocked):
+                self.drop()
         if self._connection is None:
             if self._clock.monotonic() < self._retry_at:
                 raise BrokerUnavailableError(
@@ -122,12 +134,22 @@ class PublishConnection:
             # Opened before anything is published: RabbitMQ blocks a connection only once it has published, and the
             # answer to opening a channel would then not come.
             self._open_channel(self._connection)
-        self._connection.drain()
+            self._connection.drain()
         return self._connection
 
     def _open_channel(self, connection: RabbitConnection) -> None:
         self._confirms = Confirms()
-        self._channel = confirming_channel(connection, self._confirms.settle, self._on_returned)
+        self._watch.opened()
+        self._channel = confirming_channel(connection, self._on_settled, self._on_returned)
+
+    def _note_sent(self, on_done: OnDone, body: bytes = b"") -> None:
+        """Count a message that was published on the channel. ``body`` names it if the broker may return it."""
+        self._confirms.sent(on_done, body)
+        self._watch.sent()
+
+    def _on_settled(self, tag: int, multiple: bool, ok: bool) -> None:
+        self._confirms.settle(tag, multiple, ok)
+        self._watch.answered(ok, len(self._confirms))
 
     def _on_returned(self, body: bytes) -> None:
         self._returned = True
@@ -146,7 +168,7 @@ class PublishConnection:
         try:
             for number, (body, headers) in enumerate(letters):
                 publish(self._channel, self._topology.dead, DEAD_KEY, body, dead_letter_message(headers))
-                self._confirms.sent(partial(answers.__setitem__, number), body)
+                self._note_sent(partial(answers.__setitem__, number), body)
             deadline = self._clock.monotonic() + CONFIRM_S
             while len(answers) < len(letters) and not fault:
                 if connection.blocked or not connection.pump(max(0.0, deadline - self._clock.monotonic())):
@@ -157,7 +179,7 @@ class PublishConnection:
             fault = f"{error}; exchange and queue are declared again"
         count = next((number for number in range(len(letters)) if not answers.get(number)), len(letters))
         if not fault and count < len(letters):
-            fault = f"queue {self._topology.dead} refused a message; it is full: read and purge it"
+            fault = f"queue {self._topology.dead} refused a message; it is full (read and purge it) or has no leader"
             if self._returned:
                 RabbitQueues(connection).declare_shared(self._topology)
                 fault = f"queue {self._topology.dead} was deleted; it is declared again"
@@ -179,3 +201,7 @@ class PublishConnection:
                 raise
             raise unavailable(self._config, error) from error
         self._pause.reset()
+
+
+def _ignore(_ok: bool) -> None:
+    """Ignore whether a marker message is in its queue: the next one follows soon."""

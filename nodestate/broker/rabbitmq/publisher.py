@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import structlog
 
+from nodestate.broker.confirm_watch import ConfirmWatch
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.delivery_tracking import Confirms
 from nodestate.broker.rabbitmq.messages import confirming_channel, event_message, publish, send
@@ -19,10 +19,6 @@ from nodestate.model.partitioning import BUCKETS_COUNT
 from nodestate.ports import Clock
 from nodestate.text import count_text
 
-REFUSALS_PAUSE_S: Final = 15.0
-"""If the broker refused no event for this number of seconds, it takes them again. An agent repeats a refused event more
-often than that.
-"""
 LOG_RETURNED_S: Final = 60.0
 """Seconds for which further events that come back are not logged."""
 
@@ -30,7 +26,9 @@ LOG_RETURNED_S: Final = 60.0
 class RabbitPublisherSession:
     """A ``PublisherSession`` at RabbitMQ: publishes on a channel with confirms, with a bounded number unconfirmed."""
 
-    def __init__(self, config: Config, connection: RabbitConnection, heartbeat_s: float, clock: Clock) -> None:
+    def __init__(
+        self, config: Config, connection: RabbitConnection, heartbeat_s: float, clock: Clock, watch: ConfirmWatch
+    ) -> None:
         self.connection = connection
         """The connection that all goes over."""
         self._window = config.confirm_window
@@ -41,10 +39,8 @@ class RabbitPublisherSession:
         """The clock for heartbeats."""
         self._confirms = Confirms()
         """Events that are not yet confirmed."""
-        self._refused_since = math.inf
-        """Monotonic time of the first of the refusals that follow each other; infinite if there is none."""
-        self._refused_at = -math.inf
-        """Monotonic time of the last refusal."""
+        self._watch = watch
+        """Is told of events and answers."""
         self._channel = confirming_channel(connection, self._on_settled, self._on_returned)
         """The channel for events."""
         self._message = event_message(connection.user if node_of(connection.user) else "")
@@ -71,11 +67,6 @@ class RabbitPublisherSession:
     def unconfirmed(self) -> int:
         """See ``PublisherSession``."""
         return len(self._confirms)
-
-    @property
-    def refused_for_s(self) -> float:
-        """See ``PublisherSession``."""
-        return max(0.0, self._clock.monotonic() - self._refused_since) if self._refused_at > -math.inf else 0.0
 
     def is_stale(self) -> bool:
         """See ``PublisherSession``. A connection that breaks while nothing is unconfirmed loses nothing.
@@ -110,6 +101,7 @@ class RabbitPublisherSession:
                 raise TimeoutError(f"{publishes} unconfirmed, and none for {self._timeout_s:g} s")
         publish(self._channel, self._exchange, self._keys[bucket], body, self._message)
         self._confirms.sent(on_done, body)
+        self._watch.sent()
 
     def control_queue(self, on_body: OnBody) -> RabbitControlQueue:
         """See ``PublisherSession``."""
@@ -156,14 +148,8 @@ class RabbitPublisherSession:
         self._confirms.lose()
 
     def _on_settled(self, tag: int, multiple: bool, ok: bool) -> None:
-        if not ok:
-            now = self._clock.monotonic()
-            if now - self._refused_at > REFUSALS_PAUSE_S:
-                self._refused_since = now
-            self._refused_at = now
-        elif self._refused_at > -math.inf and self._clock.monotonic() - self._refused_at > REFUSALS_PAUSE_S:
-            self._refused_since, self._refused_at = math.inf, -math.inf
         self._confirms.settle(tag, multiple, ok)
+        self._watch.answered(ok, len(self._confirms))
 
     def _on_returned(self, body: bytes) -> None:
         """Report one event as refused. The others go on, also to the other partitions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from nodestate.broker.confirm_watch import ConfirmWatch
 from nodestate.broker.rabbitmq.connection import RabbitConnection
 from nodestate.broker.rabbitmq.consumer import RabbitConsumerSession
 from nodestate.broker.rabbitmq.messages import send
@@ -22,7 +23,7 @@ class SessionOpener(Protocol):
     """``connector.open_session`` with its settings."""
 
     def __call__(self, role: str, heartbeat_s: float) -> CellSession:
-        """Open another session."""
+        """Open another session, to any URL of the broker."""
 
 
 class RabbitSession:
@@ -45,6 +46,11 @@ class RabbitSession:
         """Connect to one URL. Raises ``BrokerUnavailableError``, or ``ValueError`` if the URL is malformed."""
         name = f"nodestate {role} {config.cell}"
         return cls(config, RabbitConnection(config, url, urlsplit(url).scheme, name, heartbeat_s), open_session)
+
+    @property
+    def url(self) -> str:
+        """See ``CellSession``."""
+        return self.connection.url
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
@@ -89,9 +95,9 @@ class RabbitSession:
 
         return RabbitConsumerSession(self._config, self.connection, connect_publisher, number, clock)
 
-    def publisher(self, heartbeat_s: float, clock: Clock) -> RabbitPublisherSession:
+    def publisher(self, heartbeat_s: float, clock: Clock, watch: ConfirmWatch) -> RabbitPublisherSession:
         """See ``CellSession``."""
-        return RabbitPublisherSession(self._config, self.connection, heartbeat_s, clock)
+        return RabbitPublisherSession(self._config, self.connection, heartbeat_s, clock, watch)
 
     def orders(self, on_answer: OnNodeBody, on_unroutable: OnBody, clock: Clock) -> RabbitOrderSession:
         """See ``CellSession``."""

@@ -33,11 +33,6 @@ class VirtualPublisherSession:
         """See ``TransportSession``."""
         return self.connection.errors
 
-    @property
-    def refused_for_s(self) -> float:
-        """See ``PublisherSession``. A refused event is published again in the same session."""
-        return 0.0
-
     def is_stale(self) -> bool:
         """See ``PublisherSession``."""
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nodestate.broker.confirm_watch import ConfirmWatch
 from nodestate.broker.sessions import OnBody, OnNodeBody, ServerFacts
 from nodestate.broker.virtual.connection import VirtualConnection
 from nodestate.broker.virtual.consumer import VirtualConsumerSession
@@ -15,11 +16,13 @@ from nodestate.ports import Clock
 class VirtualSession:
     """A ``CellSession`` over one connection of a virtual transport."""
 
-    def __init__(self, config: Config, connection: VirtualConnection) -> None:
+    def __init__(self, config: Config, connection: VirtualConnection, url: str) -> None:
         self._config = config
         """The cell's settings."""
         self.connection = connection
         """The connection that all goes over."""
+        self.url = url
+        """See ``CellSession``."""
         self.queues = VirtualQueues(connection)
         """The cell's queues."""
 
@@ -30,7 +33,7 @@ class VirtualSession:
         Raises ``BrokerUnavailableError``; ``KeyError`` or ``ValueError`` if kombu knows no such URL; ``ImportError`` if
         the transport's client is not installed.
         """
-        return cls(config, VirtualConnection(config, url))
+        return cls(config, VirtualConnection(config, url), url)
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:
@@ -66,8 +69,9 @@ class VirtualSession:
         self,
         heartbeat_s: float,  # noqa: ARG002 - a virtual connection has no heartbeat
         clock: Clock,
+        watch: ConfirmWatch,  # noqa: ARG002 - each event is confirmed at once
     ) -> VirtualPublisherSession:
-        """See ``CellSession``. A virtual connection has no heartbeat."""
+        """See ``CellSession``. A virtual connection has no heartbeat, and each event is confirmed at once."""
         return VirtualPublisherSession(self._config, self.connection, clock)
 
     def orders(
