@@ -38,7 +38,8 @@ SERVERS_COUNT: Final = 3
 GATED: Final = 2
 """Number, from 0, of the memcached and of the RabbitMQ node that are reached through a proxy."""
 READERS_COUNT: Final = 2
-BUSY_NODES_COUNT: Final = 24
+BUSY_NODES_COUNT: Final = 36
+"""Number of nodes on which instances are booted: at the default load a third of them may be unreachable."""
 MEMORY_MB: Final = 512
 PATIENCE_S: Final = 180.0
 """Longest wait for a cell that must become well."""

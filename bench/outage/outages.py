@@ -69,7 +69,7 @@ def _by_leaders(cell: OutageCell) -> list[RabbitServer]:
     words = ("list_queues", "leader", "--formatter", "json")
     listed = msgspec.json.decode(cell.call(lambda: nodes[0].control(*words), "asking for the leaders of queues"))
     leaders = [one.get("leader", "") for one in listed]
-    return sorted(nodes, key=lambda node: -leaders.count(node.node_name))
+    return sorted(nodes, key=lambda node: -leaders.count(node.name))
 
 
 OUTAGES: Final = (
@@ -88,6 +88,11 @@ OUTAGES: Final = (
     Outage("memcached-cut-off", "no process reaches a memcached; it returns with its old contents", _cut_memcached_off),
     Outage("rabbit-cut-off", "no process of nodestate reaches a RabbitMQ node; the other nodes do", _cut_rabbit_off),
     Outage(
+        "rabbit-frozen",
+        "the RabbitMQ node that leads most queues is frozen (SIGSTOP)",
+        lambda cell: _freeze(_by_leaders(cell)[0]),
+    ),
+    Outage(
         "rabbit-leader-killed",
         "the RabbitMQ node that leads most queues is killed",
         lambda cell: _kill(cell, _by_leaders(cell)[:1]),
@@ -101,11 +106,6 @@ OUTAGES: Final = (
         "rabbit-two-killed",
         "two of three RabbitMQ nodes are killed, and return",
         lambda cell: _kill(cell, _by_leaders(cell)[:2]),
-    ),
-    Outage(
-        "rabbit-frozen",
-        "the RabbitMQ node that leads most queues is frozen (SIGSTOP)",
-        lambda cell: _freeze(_by_leaders(cell)[0]),
     ),
 )
 """All outages, in the order in which they are caused."""

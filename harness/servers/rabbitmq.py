@@ -59,11 +59,6 @@ class RabbitServer(Server):
         """``amqp://guest:guest@127.0.0.1:port//``."""
         return f"amqp://guest:guest@{self.address}//"
 
-    @property
-    def node_name(self) -> str:
-        """The name of the Erlang node; empty if the server is a container."""
-        return self._rabbit_node.name if self._rabbit_node is not None else ""
-
     def control(self, *words: str, stdin: str = "") -> str:
         """Run ``rabbitmqctl WORDS`` and return its output. Raises ServerMissingError if the server is a container."""
         if self._rabbit_node is None:

@@ -121,7 +121,9 @@ def test_figures_count_what_began_within_the_window() -> None:
 # -- the command ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["--outage", "earthquake"], ["--outage-s", "0"], ["--nodes", "1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--outage", "earthquake"], ["--outage-s", "0"], ["--nodes", "1"], ["--rolling", "--outage", "none"]]
+)
 def test_bad_usage_exits_with_2(arguments: list[str]) -> None:
     assert CliRunner().invoke(main, arguments).exit_code == 2
 
