@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from nodestate.errors import NodestateError
@@ -103,16 +103,13 @@ class ClaimServers:
         """Use the difference of two clocks that another scheduler measured."""
         self._ahead_s[home] = ahead_s
 
-    def answering(self) -> set[int]:
-        """Return the numbers of the servers that answer."""
-        found = set()
-        for number, server in enumerate(self._servers):
-            try:
-                server.server_time()
-            except NodestateError:
-                continue
-            found.add(number)
-        return found
+    def reachable(self, nodes: Collection[str]) -> list[str]:
+        """Return the nodes, of these, for which the servers of all copies answer."""
+        if not nodes:
+            return []
+        answering = {number for number, server in enumerate(self._servers) if _answers(server)}
+        wanted = {home: {self.number(home, copy) for copy in range(self.copies)} for home in range(len(self))}
+        return [node for node in nodes if wanted[self.home(node)] <= answering]
 
     def require_all(self) -> None:
         """Check that a copy of every record can be read.
@@ -122,3 +119,12 @@ class ClaimServers:
         """
         for home in range(len(self._servers)):
             self.time_at(home)
+
+
+def _answers(server: ClaimStore) -> bool:
+    """Return whether a server answers."""
+    try:
+        server.server_time()
+    except NodestateError:
+        return False
+    return True

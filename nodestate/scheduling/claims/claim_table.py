@@ -187,12 +187,15 @@ class ClaimTable:
 
     # -- reading
 
-    def read_records(self, nodes: Iterable[str]) -> dict[str, NodestateError | None]:
+    def read_records(self, nodes: Iterable[str]) -> bool:
         """Read the records of these nodes, and create the missing ones.
 
-        Returns the nodes whose record is unknown, with the error of their server. The error is None if other schedulers
-        changed the record too quickly.
+        Returns False if some of the records are unknown, because no server with a copy answered.
         """
+        return not self._read(nodes)
+
+    def _read(self, nodes: Iterable[str]) -> dict[str, NodestateError | None]:
+        """Read these records. Returns by node the error of each unknown record, see ``ReadRecords.unknown``."""
         waiting = list(nodes)
         unknown = dict[str, NodestateError | None]()
         while waiting:
@@ -214,13 +217,7 @@ class ClaimTable:
 
     def read_returned(self) -> None:
         """Read the records of which one copy was unknown, if its server answers again."""
-        if self.records.partly_known:
-            answering, servers = self.servers.answering(), self.servers
-            self.read_records(
-                node
-                for node in list(self.records.partly_known)
-                if all(servers.number(servers.home(node), copy) in answering for copy in range(servers.copies))
-            )
+        self.read_records(self.servers.reachable(self.records.partly_known))
 
     def _cache_record(self, node: str, cached: CachedRecord) -> None:
         """Cache a record that was read or created, and update everything that is computed from it."""
@@ -232,7 +229,8 @@ class ClaimTable:
         fault = fault_of(record)
         if fault is not None and now:
             self._node_faults.observe(node, fault[0], now - fault[1])
-        for claim_id in self._unknown_outcomes.resolve(node, {claim.id for claim in record.claims}):
+        there = {claim.id for claim in record.claims}
+        for claim_id in self._unknown_outcomes.resolve(node, there, is_whole=cached.is_whole):
             self.drop_claim(node, claim_id)
         for claim in self.own.compare(node, record):
             self.add_claim(node, claim)
@@ -338,7 +336,7 @@ class ClaimTable:
         one copy may have the edit is unknown afterwards. ``is_retry``: these edits were tried before.
         """
         unread = {node for node in edits if node not in self.records.known}
-        errors = self.read_records(unread) if unread else {}
+        errors = self._read(unread) if unread else {}
         results = dict[str, Written]()
         changes = dict[str, tuple[CachedRecord, ClaimRecord]]()
         for node, edit in edits.items():

@@ -104,13 +104,17 @@ class UnknownOutcomes:
         """
         self._by_node.get(node, set()).discard(claim_id)
 
-    def resolve(self, node: str, found: Collection[str]) -> set[str]:
+    def resolve(self, node: str, found: Collection[str], *, is_whole: bool) -> set[str]:
         """Compare the unanswered claims of a node with the node's record, and forget them.
 
         Args:
             node: The node.
             found: The ids of the claims in the record that was just read.
+            is_whole: Whether all copies were read. Otherwise no claim is forgotten: the other copy may have it.
 
         Returns the ids of the unanswered claims that were stored after all. The caller drops these claims.
         """
-        return self._by_node.pop(node, set()).intersection(found)
+        unanswered = self._by_node.get(node, set())
+        if is_whole and unanswered:
+            del self._by_node[node]
+        return unanswered.intersection(found)

@@ -378,11 +378,13 @@ def with_removals(record: ClaimRecord, before: ClaimRecord, now: float, *, settl
         record: The record with the change.
         before: The record without the change.
         now: Seconds of the server's clock.
-        settled: Whether both copies of ``before`` are known and have the same claims. Earlier
-            removals need not be named any longer then.
+        settled: Whether both copies of ``before`` are known and have the same claims. Earlier removals are left out
+            then, unless a copy was lost just now: holders would take the removed claims for lost ones.
     """
     there = {claim.id for claim in record.claims}
-    removed = {} if settled else {key: until for key, until in before.removed.items() if key not in there}
+    removed = {key: until for key, until in before.removed.items() if key not in there}
+    if settled and not is_unsure(before, now):
+        removed = {}
     removed |= {claim.id: claim.until for claim in before.claims if claim.id not in there}
     if removed:
         live = sorted((until, key) for key, until in removed.items() if until + 2 * CLOCK_S > now)
