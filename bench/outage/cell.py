@@ -69,16 +69,17 @@ class OutageCell:
     Args:
         folder: Where state and logs of its processes go.
         load: The size of the cell and its load.
+        cuttable: Whether the links between RabbitMQ nodes can be cut. They pass through this process then.
         report_progress: Takes the name of the current step, and the share of the run that is done.
     """
 
-    def __init__(self, folder: Path, load: Load, report_progress: ReportProgress) -> None:
+    def __init__(self, folder: Path, load: Load, report_progress: ReportProgress, *, cuttable: bool = False) -> None:
         self.load = load
         self.log = RunLog(MAX_AGE_S)
         """The merged logs of all processes."""
         self.versions: dict[str, str] = {}
         """Versions of the servers."""
-        self.rabbit = RabbitCluster(SERVERS_COUNT)
+        self.rabbit = RabbitCluster(SERVERS_COUNT, cuttable=cuttable)
         self.memcacheds: list[MemcachedServer] = []
         self.members: list[Member] = []
         """The consumers."""
@@ -93,7 +94,7 @@ class OutageCell:
         self._workers: dict[str, Worker[None]] = {}
         # Messages of workers other than logs.
         self._answers: dict[str, Any] = {}
-        # Process that got broker URLs so far: each begins with another node.
+        # Numbers of processes that get broker URLs: each begins with another node.
         self._turns = itertools.count()
 
     # -- start and end

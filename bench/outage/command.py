@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Final
 
 import click
-import msgspec
 
 from bench.consumer_process import failures_as_wrong_results
 from bench.fresh_process import log_warnings_only
 from bench.outage.cell import BUSY_NODES_COUNT, Load, OutageCell
 from bench.outage.outages import OUTAGES, RESTARTS
-from bench.outage.run import finish, run_outages, total_of
-from bench.outage.table import markdown_of
+from bench.outage.record import OutageRecord, show
+from bench.outage.run import Row, finish, goals_of, run_outages, total_of
 from bench.progress import show_progress
 from bench.record import commit, machine, now, versions
 from bench.workload import WrongResultError
@@ -46,7 +45,7 @@ Example: kill one of three memcacheds for ten minutes, and write the record to a
     "chosen",
     type=click.Choice([one.name for one in OUTAGES]),
     multiple=True,
-    help="An outage to cause; may be given several times.  [default: all of them]",
+    help="An outage to cause; may be given several times.  [default: all but rabbit-links-cut]",
 )
 @click.option("--rolling", is_flag=True, help="Restart each server and each process of nodestate instead, in turn.")
 @click.option(
@@ -104,9 +103,10 @@ def main(
     if rolling and chosen:
         raise click.UsageError("--rolling restarts everything and causes no outage: leave out --outage")
     load = Load(nodes, rate, schedulers, seed, replicas)
-    outages = [one for one in OUTAGES if not chosen or one.name in chosen]
+    outages = RESTARTS if rolling else [one for one in OUTAGES if one.name in chosen or not (chosen or one.cuts_links)]
     log_warnings_only()
     began_at, where = now(), machine()
+    rows: list[Row] = []
     try:
         with ExitStack() as held:
             report_progress = held.enter_context(show_progress())
@@ -114,36 +114,34 @@ def main(
             if logs is not None:
                 logs.mkdir(parents=True, exist_ok=True)
             folder = logs or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="nodestate-bench-")))
-            cell = held.enter_context(OutageCell(folder, load, report_progress))
-            rows = run_outages(cell, RESTARTS, 0.0) if rolling else run_outages(cell, outages, outage_s)
-            finish(cell)
-            if rolling:
+            cuttable = any(one.cuts_links for one in outages)
+            cell = held.enter_context(OutageCell(folder, load, report_progress, cuttable=cuttable))
+            try:
+                for row in run_outages(cell, outages, 0.0 if rolling else outage_s):
+                    rows.append(row)  # noqa: PERF402 - the rows so far are shown if the run ends early
+                finish(cell)
+            except WrongResultError as error:
+                cell.log.violate(f"the run ended early: {error}")
+            if rolling and rows:
                 rows.append(total_of(cell, rows))
     except (WrongResultError, NodestateError, ServerMissingError, ServerFailedError) as error:
         click.echo(f"bench outage: {error}", err=True)
         sys.exit(1)
-    violations = cell.log.violations
-    record = {
-        "scenario": "outage",
-        "began_at": began_at,
-        "commit": commit(),
-        "versions": versions(**cell.versions),
-        "machine": where,
-        "load": load._asdict(),
-        "outage_s": outage_s,
-        "rows": [{**row._asdict(), "figures": row.figures._asdict()} for row in rows],
-        "violations": violations,
-    }
-    encoded = msgspec.json.format(msgspec.json.encode(record)) + b"\n"
-    to_stderr = json_file == "-"
-    click.echo(markdown_of(rows), err=to_stderr)
-    for row in rows:
-        for reason in row.figures.reasons:
-            click.echo(f"{row.name}: {reason}", err=to_stderr)
-    for violation in violations:
-        click.echo(f"violation: {violation}", err=to_stderr)
+    without_goals = {one.name for one in outages if not one.has_quorum}
+    record = OutageRecord(
+        began_at,
+        commit(),
+        versions(**cell.versions),
+        where,
+        load._asdict(),
+        outage_s,
+        rows,
+        [goal for row in rows if row.name not in without_goals for goal in goals_of(row)],
+        cell.log.violations,
+    )
+    show(record, to_stderr=json_file == "-")
     if json_file == "-":
-        sys.stdout.buffer.write(encoded)
+        sys.stdout.buffer.write(record.to_json())
     elif json_file is not None:
-        Path(json_file).write_bytes(encoded)
-    sys.exit(1 if violations else 0)
+        Path(json_file).write_bytes(record.to_json())
+    sys.exit(1 if record.violations else 0)

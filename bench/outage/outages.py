@@ -30,6 +30,12 @@ class Outage(NamedTuple):
     """Begins the outage, and returns the function that ends it."""
     lasts: bool = True
     """False if the cause is over at once."""
+    cuts_links: bool = False
+    """True if it needs a RabbitMQ cluster whose links pass through this process. That costs time in all other
+    outages, so it is caused only if the user chooses it.
+    """
+    has_quorum: bool = True
+    """False if too few RabbitMQ nodes are left, so that no goal applies."""
 
 
 def _nothing(_cell: OutageCell) -> Undo:
@@ -72,6 +78,11 @@ def _by_leaders(cell: OutageCell) -> list[RabbitServer]:
     return sorted(nodes, key=lambda node: -leaders.count(node.name))
 
 
+def _cut_links(cell: OutageCell) -> Undo:
+    cell.rabbit.cut_off(_by_leaders(cell)[0])
+    return cell.rabbit.cut_off
+
+
 OUTAGES: Final = (
     Outage("none", "no outage, for comparison", _nothing),
     Outage(
@@ -106,6 +117,13 @@ OUTAGES: Final = (
         "rabbit-two-killed",
         "two of three RabbitMQ nodes are killed, and return",
         lambda cell: _kill(cell, _by_leaders(cell)[:2]),
+        has_quorum=False,
+    ),
+    Outage(
+        "rabbit-links-cut",
+        "the RabbitMQ node that leads most queues is cut off from the others; only if chosen",
+        _cut_links,
+        cuts_links=True,
     ),
 )
 """All outages, in the order in which they are caused."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from bench.outage.cell import PATIENCE_S, OutageCell
 from bench.outage.messages import Command
 from bench.outage.outages import Outage
 from bench.outage.run_log import Figures, Window
+from bench.record import Goal
 from bench.workload import WrongResultError
 
 SETTLE_S: Final = 10.0
@@ -21,6 +22,7 @@ TWICE_LIMIT_S: Final = 60.0
 """Time after which no instance may still be on two nodes."""
 DRAIN_S: Final = 60.0
 """Time after which all instances must have ended, at the end of the run."""
+STALE_GOAL_S: Final = 3.0
 DIFFERENCES_COUNT: Final = 4
 """Number of differences between view and agents that the run shows."""
 
@@ -39,13 +41,24 @@ class Row(NamedTuple):
     figures: Figures
 
 
-def run_outages(cell: OutageCell, outages: Sequence[Outage], outage_s: float) -> list[Row]:
-    """Cause outages of ``outage_s`` seconds one after the other. Violations are in the log of the cell."""
-    rows = []
+def run_outages(cell: OutageCell, outages: Sequence[Outage], outage_s: float) -> Iterator[Row]:
+    """Cause outages of ``outage_s`` seconds one after the other, and yield the row of each.
+
+    Violations are in the log of the cell.
+    """
     for index, outage in enumerate(outages):
         cell.share_done = index / len(outages)
-        rows.append(_measure(cell, outage, outage_s))
-    return rows
+        yield _measure(cell, outage, outage_s)
+
+
+def goals_of(row: Row) -> list[Goal]:
+    """Return the goals of a row, each with its result."""
+    seen = row.figures
+    return [
+        Goal.at_most(f"{row.name}: longest time without a fresh view", seen.longest_stale_s, STALE_GOAL_S, "s"),
+        Goal.at_most(f"{row.name}: failed boots", seen.boots_failed, 0, "boots"),
+        Goal.at_most(f"{row.name}: lost events", row.lost, 0, "events"),
+    ]
 
 
 def total_of(cell: OutageCell, rows: Sequence[Row]) -> Row:

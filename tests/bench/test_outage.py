@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 from click.testing import CliRunner
 
+from bench.outage import run
+from bench.outage.cell import OutageCell
 from bench.outage.command import main
 from bench.outage.messages import BootSample, Confirm, InstanceChange, ReadSample, ReservationSample, WorkerLog
-from bench.outage.outages import OUTAGES
-from bench.outage.run import Row
+from bench.outage.outages import OUTAGES, Outage
+from bench.outage.record import OutageRecord
+from bench.outage.run import Row, goals_of, run_outages, total_of
 from bench.outage.run_log import RunLog, Window
 from bench.outage.table import HEAD, markdown_of
+from bench.record import Machine
+from bench.workload import require
 from nodestate.model import Version
 
 BOUND_S = 5.0
@@ -116,6 +123,91 @@ def test_figures_count_what_began_within_the_window() -> None:
     assert (seen.boots, seen.boots_failed, seen.longest_boot_s) == (1, 1, 7.0)
     assert (seen.reserved, seen.reservations_refused, seen.longest_refused_s, seen.confirmed) == (2, 1, 4.5, 1)
     assert seen.reasons == ["1 x boot: no room", "1 x reserve: no room"]
+
+
+# -- a run ----------------------------------------------------------------------------------------
+
+
+class CellDouble:
+    """A cell without servers and processes, for one run: its view lacks ``lost`` events after each outage."""
+
+    def __init__(self, lost: int = 0, changes: Sequence[InstanceChange] = ()) -> None:
+        self.log = RunLog(BOUND_S)
+        self.share_done = 0.0
+        self.steps: list[str] = []
+        self._lost = lost
+        self._changes = changes
+
+    def report_step(self, what: str) -> None:
+        """Ignore the name of a step."""
+
+    def watch(self, _seconds: float, what: str) -> None:
+        self.steps.append(f"watch {what}")
+
+    def is_well(self) -> bool:
+        return True
+
+    def problem(self) -> str:
+        return ""
+
+    def wait_until(self, condition: Callable[[], bool], failure: Callable[[], str], _timeout_s: float) -> None:
+        require(condition(), failure())
+
+    def lost_events(self, _timeout_s: float) -> int:
+        return self._lost
+
+    def wait_for_logs(self, until: float) -> None:
+        self.log.add("agents", WorkerLog(until, changes=self._changes, events=10))
+        self._changes = ()
+
+
+def run_on(double: CellDouble, *names: str) -> list[Row]:
+    """Run outages of these names on a double."""
+
+    def begin(_cell: OutageCell) -> Callable[[], object]:
+        double.steps.append("begin")
+        return lambda: double.steps.append("end")
+
+    return list(run_outages(cast("OutageCell", double), [Outage(name, "", begin) for name in names], 1.0))
+
+
+def test_outages_follow_each_other_and_their_total_covers_all() -> None:
+    double = CellDouble()
+    rows = run_on(double, "one", "two")
+    steps = [f"begin, watch {name}, end, watch {name}: settling" for name in ("one", "two")]
+    assert ", ".join(double.steps) == ", ".join(steps)
+    total = total_of(cast("OutageCell", double), rows)
+    assert [row.name for row in (*rows, total)] == ["one", "two", "total"]
+    assert (total.window.began, total.window.ended) == (rows[0].window.began, rows[1].window.ended)
+    assert all(goal.met for row in rows for goal in goals_of(row))
+    assert double.log.violations == []
+
+
+def test_lost_events_are_a_violation_and_miss_a_goal() -> None:
+    double = CellDouble(lost=3)
+    [row] = run_on(double, "one")
+    assert [goal.what for goal in goals_of(row) if not goal.met] == ["one: lost events"]
+    assert double.log.violations == ["one: the view lacks 3 events"]
+
+
+def test_an_instance_that_stays_on_two_nodes_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "TWICE_LIMIT_S", 0.0)
+    double = CellDouble(changes=[InstanceChange(1.0, node, "i", built=True) for node in ("a", "b")])
+    run_on(double, "one")
+    assert double.log.violations == ["one: i stays on a and b"]
+
+
+def test_a_record_has_rows_goals_and_violations() -> None:
+    row = sample_row()
+    where = Machine("a core", 2, 2**33, "Linux", 0.5, 12.0)
+    record = OutageRecord(
+        "now", "c0ffee", {}, where, {"nodes": 36}, 60.0, [row], goals_of(row), ["a node was overfull"]
+    )
+    content = json.loads(record.to_json())
+    assert content["scenario"] == "outage"
+    assert content["rows"][0]["figures"]["boots_failed"] == 1
+    assert [goal["met"] for goal in content["goals"]] == [False, False, True]
+    assert content["violations"] == ["a node was overfull"]
 
 
 # -- the command ----------------------------------------------------------------------------------
