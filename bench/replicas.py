@@ -219,7 +219,7 @@ class _ClaimSide:
         self, cell: SteppedCell, hosts: Hosts, environment: MemcachedEnvironment, seed: int, count: int
     ) -> None:
         self.copies = 0.0
-        """The mean number of servers that have the record of a node with a claim."""
+        """The mean number of copies of a node's claim record."""
         self.claim_bytes = 0.0
         """Bytes that all servers hold for each claim."""
         self.oldest_s = 0.0

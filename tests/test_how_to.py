@@ -17,6 +17,7 @@ from harness.commands import run_command
 from harness.processes import COMMAND, start_module
 from harness.servers import MariadbServer, MemcachedServer, RabbitServer
 from harness.waiting import PATIENCE_S
+from tests.conftest import MemcachedFactory
 
 pytestmark = [pytest.mark.service, pytest.mark.thorough]
 HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
@@ -24,10 +25,12 @@ PAGE_TIMEOUT_S = 4 * PATIENCE_S
 PAGE = HOW_TO / "switch-designs.md"
 
 
-def lines_of(page: Path) -> Iterator[str]:
-    """Yield every line of every shell block."""
-    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        yield from block.splitlines()
+def lines_of(page: Path, *, indented: bool = False) -> Iterator[str]:
+    """Yield every line of every shell block; if ``indented``, also of blocks within lists."""
+    margin = " *" if indented else ""
+    blocks = rf"^{margin}```sh\n(.*?)^{margin}```"
+    for block in re.findall(blocks, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        yield from map(str.strip, block.splitlines()) if indented else block.splitlines()
 
 
 def as_script(page: Path) -> str:
@@ -94,3 +97,38 @@ def test_all_commands_of_the_design_switch_page_succeed(
                 run_command(settings, *words)
             executed.append(line)
     assert len(executed) > 15, "the page has lost its commands"
+
+
+def test_all_commands_of_the_page_about_a_lost_server_succeed(
+    memcached_factory: MemcachedFactory, rabbit: RabbitServer, cell: str, tmp_path: Path
+) -> None:
+    """Run each command of the page in order, on three memcacheds, one RabbitMQ, and an agent that changes all the time.
+
+    Each memcached returns empty. The commands that wait say when the next one may be restarted.
+    """
+    names = ["mc1", "mc2", "mc3"]
+    stores = {name: memcached_factory() for name in names}
+    servers = {
+        "NODESTATE_STORE": ",".join([stores["mc1"].url, *(stores[name].address for name in names[1:])]),
+        "NODESTATE_BROKER": rabbit.url,
+    }
+    settings = {"NODESTATE_CELL": cell, "NODESTATE_STATE_DIR": str(tmp_path), "NODESTATE_HEARTBEAT_S": "2"}
+    restarted = []
+    with ExitStack() as processes:
+        for number, line in enumerate(lines_of(HOW_TO / "survive-a-lost-server.md", indented=True)):
+            words = shlex.split(line)
+            if words[0] == "export":
+                given = dict(one.split("=", 1) for one in words[1:])
+                settings |= {name: servers.get(name, value) for name, value in given.items()}
+            elif words[0] == "ssh":
+                assert words[2:] == ["systemctl", "restart", "memcached"], line
+                stores[words[1]].kill()
+                stores[words[1]].start()
+                restarted.append(words[1])
+            elif words[-1] == "&":
+                log = processes.enter_context((tmp_path / f"{number}.log").open("wb"))
+                process = processes.enter_context(start_module(COMMAND, words[1:-1], settings, stdout=log, stderr=log))
+                processes.callback(process.kill)
+            else:
+                run_command(settings, *words[1:])
+    assert restarted == names

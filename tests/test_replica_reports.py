@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from harness.servers import MemcachedServer
+from nodestate.cli import main
 from nodestate.cli.check import compare
 from nodestate.cli.doctor.design_checks import examine_design, examine_replicas
 from nodestate.cli.doctor.findings import FAIL, OK, WARN
 from nodestate.cli.doctor.store_checks import start_finding
 from nodestate.cli.inspection import DesignStatus, HeadStatus, head_status, out_of_sync, replica_pairs
 from nodestate.cli.top import _renderable
+from nodestate.config import load
+from nodestate.designs.connections import open_stores
+from nodestate.designs.control import record_from_settings
+from nodestate.designs.control_store import ControlStore
 from nodestate.designs.reader import Reader
 from nodestate.errors import StoreUnavailableError
-from nodestate.ports import Item
+from nodestate.ports import Item, SystemClock
 from nodestate.store.head import Head
 from nodestate.testing import MemoryStore
 from nodestate.view.view import View
+from tests.conftest import MemcachedFactory
 from tests.machines.simulated_cell import SimulatedCell
 from tests.test_replicas import NODES, begun, stored_head
 
@@ -148,3 +157,28 @@ def test_doctor_does_not_say_that_agents_report_again_if_consumers_fill_a_server
     for changed_at in (0.0, 400.0):
         finding = start_finding("store m", 14, changed_at, 1_000.0)
         assert "consumers fill it from their memory within seconds" in f"{finding.says} {finding.advice}"
+
+
+@pytest.mark.service
+def test_status_and_verify_work_while_the_server_that_decides_on_the_record_is_away(
+    memcached: MemcachedServer, memcached_factory: MemcachedFactory
+) -> None:
+    """Regression: with the first server away, they only said that it does not answer."""
+    other = memcached_factory()
+    store = f"{memcached.url},{other.address}"
+    config = load(environ={}, flags={"store": store, "designs": "snapshot", "partitions": "2"})
+    stores = open_stores(config, SystemClock(), ["snapshot"])
+    copies, record = ControlStore(config.cell, stores), record_from_settings(config, time.time())
+    assert copies.begin(record, copies.read())
+    copies.put_back(record, copies.read())
+    stores.close()
+    memcached.kill()
+
+    status = CliRunner().invoke(main, ["design", "status", "--store", store])
+    assert status.exit_code == 0, status.output
+    assert f"copy at {other.address}: version {record.version}" in status.output
+    assert f"{memcached.address} decides on changes of the record" in status.output
+    verify = CliRunner().invoke(main, ["design", "verify", "snapshot", "--store", store, "--timeout", "0.1"])
+    assert verify.exit_code == 1
+    assert "2 partitions can't be read" in verify.output
+    other.close()

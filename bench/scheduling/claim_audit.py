@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final, Self
 
 from bench.environments import PATIENCE_S
@@ -32,22 +32,17 @@ class ClaimAudit:
     def records(self) -> Iterator[tuple[int, ClaimRecord]]:
         """Yield the claim records, each with the number of its node.
 
-        Raises ``WrongResultError`` if two servers have records of a node with different claims.
+        Raises ``WrongResultError`` if the two copies of a record have different claims.
         """
         names = self._hosts.names
         for at in range(0, len(names), BATCH_RECORDS):
-            number_of: dict[Key, int] = {
-                keys.claim(self._cell, name): n for n, name in enumerate(names[at : at + BATCH_RECORDS], at)
-            }
             found: dict[int, ClaimRecord] = {}
-            for store in self._stores:
-                for key, item in store.fetch(list(number_of)).items():
-                    number, record = number_of[key], CLAIMS.unpack(item.value)
-                    claims = {claim.id for claim in found.setdefault(number, record).claims}
-                    require(
-                        claims == {claim.id for claim in record.claims},
-                        f"two servers have different claims on {names[number]}",
-                    )
+            for number, record in self._copies_of(names[at : at + BATCH_RECORDS], at):
+                claims = {claim.id for claim in found.setdefault(number, record).claims}
+                require(
+                    claims == {claim.id for claim in record.claims},
+                    f"the two copies of the claim record of {names[number]} have different claims",
+                )
             yield from found.items()
 
     def require_sound(self, held: Collection[HeldClaim]) -> str:
@@ -83,23 +78,33 @@ class ClaimAudit:
         )
 
     def copies(self) -> float:
-        """Return the mean number of servers that have a record of a node, of the nodes that have one."""
-        found = Counter[Key]()
+        """Return the mean number of copies of a node's record, of the nodes that have one."""
+        found = Counter[int]()
         names = self._hosts.names
         for at in range(0, len(names), BATCH_RECORDS):
-            wanted = [keys.claim(self._cell, name) for name in names[at : at + BATCH_RECORDS]]
-            for store in self._stores:
-                found.update(store.fetch(wanted).keys())
+            found.update(number for number, _ in self._copies_of(names[at : at + BATCH_RECORDS], at))
         return found.total() / max(1, len(found))
+
+    def _copies_of(self, names: Sequence[str], first: int) -> Iterator[tuple[int, ClaimRecord]]:
+        """Yield every stored copy of the records of these nodes, each with its number, counted from ``first``."""
+        number_of: dict[Key, int] = {}
+        for number, name in enumerate(names, first):
+            for key in self._keys([name]):
+                number_of[key] = number
+        for store in self._stores:
+            for found, item in store.fetch(list(number_of)).items():
+                yield number_of[found], CLAIMS.unpack(item.value)
+
+    def _keys(self, names: Sequence[str]) -> list[str]:
+        """Return the keys of all copies of the records of these nodes."""
+        return [key(self._cell, name) for name in names for key in (keys.claim, keys.claim_copy)]
 
     def delete_records(self) -> None:
         """Delete all claim records."""
         names = self._hosts.names
         for at in range(0, len(names), BATCH_RECORDS):
             for store in self._stores:
-                store.write(
-                    [Write(Put.DELETE, keys.claim(self._cell, name)) for name in names[at : at + BATCH_RECORDS]]
-                )
+                store.write([Write(Put.DELETE, key) for key in self._keys(names[at : at + BATCH_RECORDS])])
 
     def close(self) -> None:
         """Close the connections."""

@@ -86,7 +86,7 @@ def status(run: Run) -> None:
     "in_sync" has for each pair of replicas the number of partitions in which both are in sync.
     """
     with DesignSwitch(run) as switch:
-        control, found = switch.record()
+        control, found = switch.record(force=True)  # another store tells as well, and this command changes nothing
         names = control.names
         statuses = dict(zip(control.writes, switch.statuses(control.writes), strict=True))
         in_sync = {
@@ -137,6 +137,12 @@ def status(run: Run) -> None:
         for copy in found:
             has = f"version {copy.control.version}" if copy.control else copy.invalid or "none"
             run.out.print(f"  copy at {copy.store.name}: {copy.error or has}", markup=False, soft_wrap=True)
+        if found[0].error is not None:
+            run.out.print(
+                f"  {found[0].store.name} decides on changes of the record: 'prepare' waits for it, other steps need "
+                "--force",
+                soft_wrap=True,
+            )
         if control.former:
             run.out.print(f"  'nodestate design rollback' goes back to {names[control.former]}")
         for design in control.leaving:
@@ -194,8 +200,8 @@ def verify(run: Run, name: str | None, timeout: float) -> int:
     in each partition. Exit code 0 if there is no difference and all replicas are in sync, else 1.
     """
     with DesignSwitch(run) as switch:
-        control, _ = switch.record()
-        others = [switch.named(name)] if name else [one for one in control.writes if one != control.reads]
+        control, _ = switch.record(force=True)
+        others = [switch.named(name, force=True)] if name else [one for one in control.writes if one != control.reads]
         names = display_names([*control.writes, *others])
         verdicts = {names[other]: switch.verdict(control.reads, other, timeout) for other in others}
         replicas = switch.wait_until_in_sync([control.reads, *others], timeout)

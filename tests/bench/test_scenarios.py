@@ -98,6 +98,7 @@ def test_replicas_compares_claims_on_three_servers_in_each_mode(monkeypatch: pyt
     require_sound_case(case)
     assert case.settings["servers"] == 3
     assert case.settings["copies of records, 1 replica"] == 1
+    assert case.settings["copies of records, 2 replicas"] == 2
     assert [goal.what for goal in case.goals] == [
         "snapshot: claims, one by one, 2 replicas / 1 replica",
         "snapshot: claims, batches of 10, 2 replicas / 1 replica",
