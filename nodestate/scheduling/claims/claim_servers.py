@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from nodestate.errors import NodestateError
@@ -37,6 +37,8 @@ class ClaimServers:
         """One connection to each server; a hash of a node's name is the index of its home."""
         self._ahead_s: dict[int, int] = {}
         """By home, the seconds by which its clock is ahead of the next server's clock, as far as that is known."""
+        self._homes: dict[str, int] = {}
+        """The homes of the nodes that were asked for."""
 
     def __iter__(self) -> Iterator[ClaimStore]:
         return iter(self._servers)
@@ -46,7 +48,10 @@ class ClaimServers:
 
     def home(self, node: str) -> int:
         """Return the number of the server that stores the first copy of a node's record."""
-        return partitioning.partition_of(node, len(self._servers))
+        home = self._homes.get(node)
+        if home is None:
+            home = self._homes[node] = partitioning.partition_of(node, len(self._servers))
+        return home
 
     def number(self, home: int, copy: int) -> int:
         """Return the number of the server that stores a copy of the records with this home. 0 is the first copy."""
@@ -75,6 +80,12 @@ class ClaimServers:
     def time_or_zero(self, node: str) -> float:
         """Return the time of a node's claims, or 0 if no server answers: at time 0 no deadline has passed."""
         return self.time_at_or_zero(self.home(node))
+
+    def times(self, nodes: Iterable[str]) -> dict[str, float]:
+        """Return the time of each node's claims, or 0 if no server answers. Asks each server once."""
+        homes = {node: self.home(node) for node in nodes}
+        times = {home: self.time_at_or_zero(home) for home in set(homes.values())}
+        return {node: times[home] for node, home in homes.items()}
 
     def time_at_or_zero(self, home: int) -> float:
         """Return the time of a home's clock, or 0 if no server answers."""

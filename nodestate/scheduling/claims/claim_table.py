@@ -337,13 +337,13 @@ class ClaimTable:
         """
         unread = {node for node in edits if node not in self.records.known}
         errors = self._read(unread) if unread else {}
-        results = dict[str, Written]()
+        results, times = dict[str, Written](), self.servers.times(edits)
         changes = dict[str, tuple[CachedRecord, ClaimRecord]]()
         for node, edit in edits.items():
             if (error := errors.get(node)) is not None:
                 results[node] = Written(error)
                 continue
-            now = self.servers.time_or_zero(node)
+            now = times[node]
             record = self._edited(node, edit, now, was_read=is_retry or node in unread)
             if isinstance(record, WriteStatus):
                 results[node] = Written(record)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import msgspec
@@ -259,9 +260,10 @@ class RecordStore:
         results = dict[str, Written]()
         values = {node: CLAIMS.pack(record) for node, (_, record) in changes.items()}
         stored: dict[str, list[int | None]] = {node: [None] * self._servers.copies for node in changes}
-        limits = dict[int, int]()
-        for node, (known, _) in changes.items():
-            if len(values[node]) + (AHEAD_BYTES if self._servers.copies > 1 else 0) > self._limit(node, known, limits):
+        homes = {node: self._servers.home(node) for node in changes}
+        limits = {home: self._limit(home) for home in set(homes.values())}
+        for node, home in homes.items():
+            if len(values[node]) > limits[home]:
                 results[node] = Written(WriteStatus.FULL)
         for copy in range(self._servers.copies):
             work = {
@@ -313,21 +315,13 @@ class RecordStore:
         """Write to some servers, by their number."""
         return run({number: (self._servers.at(number), _write(some)) for number, some in writes.items()})
 
-    def _limit(self, node: str, known: CachedRecord, limits: dict[int, int]) -> int:
-        """Return the largest value that all servers of a node's copies take.
-
-        ``limits``: by server, the limits that were read before, because each reading checks the connection to a server.
-        """
-        home, found = self._servers.home(node), list[int]()
-        for copy, cas in enumerate(known.cas):
-            number = self._servers.number(home, copy)
-            if cas is not None and number not in limits:
-                try:
-                    limits[number] = self._servers.at(number).max_value_bytes
-                except NodestateError:
-                    limits[number] = sys.maxsize  # the write will fail
-            found.append(limits.get(number, sys.maxsize))
-        return min(found)
+    def _limit(self, home: int) -> int:
+        """Return the size in bytes of the largest record that the servers of all copies take, as far as they answer."""
+        found = [sys.maxsize]
+        for copy in range(self._servers.copies):
+            with suppress(NodestateError):  # the write will fail
+                found.append(self._servers.at(self._servers.number(home, copy)).max_value_bytes)
+        return min(found) - (AHEAD_BYTES if self._servers.copies > 1 else 0)
 
     # -- keys and values
 
