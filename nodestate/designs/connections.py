@@ -13,7 +13,7 @@ from nodestate.config import Config, servers_of
 from nodestate.designs import DESIGNS
 from nodestate.errors import ConfigError
 from nodestate.ports import ClaimStore, Clock, Store, StoreRole
-from nodestate.store.breaker import ClaimBreaker, guarded
+from nodestate.store.breaker import LONGEST_PAUSE_S, LONGEST_PAUSE_WITH_COPIES_S, ClaimBreaker, guarded
 from nodestate.store.round_trips import Stores
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def configured(config: Config) -> list[str]:
 
 def open_claims(config: Config, clock: Clock, values: ValueAuth | None = None) -> list[ClaimStore]:
     """Return the servers of the setting ``store``. They store the claims, whichever design is read. Args as above."""
-    return [ClaimBreaker(store, clock) for store in open_memcached(config, config.store, clock, values)]
+    longest_pause_s = LONGEST_PAUSE_S if config.replicas_count == 1 else LONGEST_PAUSE_WITH_COPIES_S
+    servers = open_memcached(config, config.store, clock, values)
+    return [ClaimBreaker(store, clock, longest_pause_s) for store in servers]
 
 
 def open_memcached(config: Config, url: str, clock: Clock, values: ValueAuth | None = None) -> Sequence[ClaimStore]:

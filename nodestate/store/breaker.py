@@ -14,6 +14,10 @@ T = TypeVar("T")
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 2.0
+LONGEST_PAUSE_WITH_COPIES_S: Final = 8.0
+"""The longest pause for a server whose claim records have a second copy: each call of a frozen one would cost a
+scheduler its timeout, and meanwhile the other copy is used.
+"""
 
 
 class Breaker:
@@ -27,7 +31,7 @@ class Breaker:
     call that failed, so at least half of the time remains for the other servers.
     """
 
-    def __init__(self, inner: Store, clock: Clock) -> None:
+    def __init__(self, inner: Store, clock: Clock, longest_pause_s: float = LONGEST_PAUSE_S) -> None:
         # The guarded store.
         self._inner = inner
         # Measures the pauses.
@@ -35,7 +39,7 @@ class Breaker:
         # The error of the last call; None if it succeeded.
         self._error: StoreUnavailableError | None = None
         # Length of the next pause.
-        self._pause = DoublingPause(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        self._pause = DoublingPause(FIRST_PAUSE_S, longest_pause_s)
         # Monotonic time at which the pause is over.
         self._open_until = 0.0
 
@@ -83,8 +87,8 @@ class Breaker:
 class ClaimBreaker(Breaker):
     """A breaker around a ``ports.ClaimStore``."""
 
-    def __init__(self, inner: ClaimStore, clock: Clock) -> None:
-        super().__init__(inner, clock)
+    def __init__(self, inner: ClaimStore, clock: Clock, longest_pause_s: float = LONGEST_PAUSE_S) -> None:
+        super().__init__(inner, clock, longest_pause_s)
         # The guarded store, with the type that has a clock.
         self._inner: ClaimStore = inner
 
