@@ -133,6 +133,35 @@ def test_nodes_that_refused_are_asked_again_if_no_other_node_is_left_or_some_tim
     assert one.scheduler.explain(parse(wanted("c"))).refused == ()
 
 
+@pytest.mark.parametrize("absent_s", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("more", [{}, {"force_nodes": ["good0"]}, {"group": {"name": "g", "policy": "anti-affinity"}}])
+def test_boots_wait_while_all_agents_are_absent_for_a_moment(absent_s: float, more: dict[str, Any]) -> None:
+    """The agents connect to another node of the RabbitMQ cluster; meanwhile every order comes back at once."""
+    cell, (one, _) = cell_with_faulty_nodes()
+    listeners, began = dict(cell.broker.transit.listeners), cell.clock.monotonic()
+    cell.broker.transit.listeners.clear()
+    boots = [boot for name in "ab" for boot in one.scheduler.submit(parse(wanted(name, **more)))]
+
+    def are_done() -> bool:
+        if cell.clock.monotonic() - began >= absent_s:
+            cell.broker.transit.listeners.update(listeners)
+        return all(boot.outcome is not None for boot in boots)
+
+    one.scheduler.run(are_done, 30.0)
+    assert [type(boot.outcome) for boot in boots] == [Booted, Booted], [str(boot.outcome) for boot in boots]
+    assert one.scheduler.session.boots_under_way_count == 0
+
+
+def test_a_boot_fails_if_no_agent_returns_in_time() -> None:
+    cell, (one, _) = cell_with_faulty_nodes()
+    cell.broker.transit.listeners.clear()
+    began = cell.clock.monotonic()
+    outcome = outcome_of(one.scheduler, "a")
+    assert isinstance(outcome, Failed)
+    assert {refusal.reason for refusal in outcome.refusals} == {"no-agent"}
+    assert cell.clock.monotonic() - began < 2 * cell.config.answer_timeout_s
+
+
 def test_a_node_that_does_not_answer_ranks_last_for_the_next_boot() -> None:
     cell, (one, two) = cell_with_faulty_nodes()
     arrive = cell.broker.transit.arrive

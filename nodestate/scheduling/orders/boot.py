@@ -116,6 +116,10 @@ class Boot:
     """The last order that was sent; None before the first one."""
     answer_by: float = 0.0
     """The time, in monotonic seconds, from which the answer to that order is overdue."""
+    waits_count: int = 0
+    """How many times this boot has waited for absent agents."""
+    last_wait_by: float = 0.0
+    """The time, in monotonic seconds, from which it no longer waits for them; 0 before the first wait."""
     together: list[Boot] = field(default_factory=list, compare=False, repr=False)
     """All boots, this one included, that succeed together or fail together; empty if the boot is alone."""
     result: BootOutcome | None = None
@@ -231,6 +235,23 @@ class Boot:
         self.after = self.order.id
         self.hints.setdefault("boot", self.order.id)
         self.refuse(NodeRefusal(self.order.node, NO_ANSWER, detail), row)
+
+    def wait_until(self, latest: float) -> float:
+        """Return the time from which this boot no longer waits for absent agents; ``latest`` at the first call."""
+        self.last_wait_by = self.last_wait_by or latest
+        return self.last_wait_by
+
+    def ask_again(self, rows: Iterable[int], reason: str) -> None:
+        """Return to the state *unplaced*, and forget the refusals for one reason: their nodes may be asked again.
+
+        Args:
+            rows: The rows of these nodes in the fleet.
+            reason: The ``reason`` of the refusals.
+        """
+        self.refusals = [refusal for refusal in self.refusals if refusal.reason != reason]
+        self.tries_count = min(self.tries_count, len(self.refusals))
+        self.placing.avoided_rows.difference_update(rows)
+        self.placing.restart()
 
     def add_possible_copy(self, copy: Termination) -> None:
         """Remember an allocation that may exist because its agent did not answer an order of this boot."""

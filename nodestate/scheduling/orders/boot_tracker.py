@@ -40,11 +40,12 @@ from nodestate.ports.ids import IdSource
 from nodestate.scheduling.claims import ClaimTable, NoHostFound, Placer, Placing
 from nodestate.scheduling.fleet import Exclusion, Fleet
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
+from nodestate.scheduling.orders.absent_agents import AbsentAgents
 from nodestate.scheduling.orders.boot import NO_ANSWER, Boot, Booted, Failed, NodeRefusal
 from nodestate.scheduling.orders.deadlines import OrderDeadlines
 from nodestate.scheduling.orders.joint_boots import JointBoots, is_partly_built
 from nodestate.scheduling.orders.order_sender import OrderSender
-from nodestate.scheduling.orders.refusals import FAULTS, counts_as_try, refused_by, with_refusals
+from nodestate.scheduling.orders.refusals import FAULTS, NO_AGENT, counts_as_try, refused_by, with_refusals
 from nodestate.scheduling.orders.supersession import Supersessions
 from nodestate.scheduling.orders.termination_orders import Termination, TerminationOrders
 from nodestate.text import age_text
@@ -93,6 +94,7 @@ class BootTracker:
             claim_table, sender.clocks, clock, answer_timeout_s
         )  # until when orders are valid
         self._joint = JointBoots(fleet, claim_table, terminations, supersessions)  # boots that succeed or fail together
+        self._absent = AbsentAgents(fleet, clock, answer_timeout_s)  # boots that wait for agents
         self._unplaced: list[Boot] = []  # boots that need a node
         self._unplaced_lock = Lock()  # other threads may add to _unplaced
         self._sent: dict[str, Boot] = {}  # boots that wait for an answer, by the id of their order
@@ -100,7 +102,7 @@ class BootTracker:
     @property
     def under_way_count(self) -> int:
         """The number of boots that have no outcome."""
-        return len(self._unplaced) + len(self._sent) + len(self._joint)
+        return len(self._unplaced) + len(self._sent) + len(self._joint) + len(self._absent)
 
     @property
     def needs_view(self) -> bool:
@@ -109,9 +111,10 @@ class BootTracker:
 
     @property
     def idle_s(self) -> float:
-        """Seconds until the next answer is overdue; ``answer_timeout_s`` if no answer is awaited."""
-        answer_by = min((boot.answer_by for boot in self._sent.values()), default=None)
-        return max(0.0, answer_by - self._clock.monotonic()) if answer_by is not None else self._answer_timeout_s
+        """Seconds until the next answer is overdue or a waiting boot is due; at most ``answer_timeout_s``."""
+        now = self._clock.monotonic()
+        answer_by = min((boot.answer_by for boot in self._sent.values()), default=now + self._answer_timeout_s)
+        return self._absent.idle_s(max(0.0, answer_by - now))
 
     def max_requested_age(self, default: float) -> float:
         """Return the largest ``max_age``, in seconds, among the boots that need a node.
@@ -153,7 +156,7 @@ class BootTracker:
         claimed = [boot for boot in unplaced if boot.placing.claim is not None]
         for boot in unplaced:
             failure = boot.placing.failure
-            if failure is not None:
+            if failure is not None and not self._absent.hold(boot):
                 request = boot.placing.request
                 self._fail(boot, with_refusals(failure, request, boot.refusals, self._answer_timeout_s))
         self._send(claimed)
@@ -382,7 +385,8 @@ class BootTracker:
         """
         refusal = boot.refusals[-1]
         is_elsewhere = refusal.reason == "here" and not boot.migrates
-        if boot.pinned or is_elsewhere or boot.tries_count >= MAX_NODES_COUNT:
+        is_last = boot.pinned or is_elsewhere or boot.tries_count >= MAX_NODES_COUNT
+        if is_last and not (refusal.reason == NO_AGENT and self._absent.hold(boot)):
             reason = NoHostFound(reason=refused_by(refusal, self._answer_timeout_s))
             if not boot.possible_copies or boot.together:
                 self._fail(boot, reason)
@@ -391,11 +395,15 @@ class BootTracker:
                 self._unplaced.append(boot)
         elif boot.follows_others:
             self._joint.hold(boot)
-        else:
+        elif not is_last:
             self._unplaced.append(boot)
 
     def _place_held(self) -> None:
-        """Let joint boots choose another node when all of them have an answer, or fail them if some are built."""
+        """Let joint boots choose another node when all of them have an answer, or fail them if some are built.
+
+        Also lets boots choose a node that have waited for absent agents.
+        """
+        self._unplaced += self._absent.release()
         for boot in self._joint.release(self._sent.values()):
             if is_partly_built(boot.together):
                 self._fail(boot, NoHostFound(reason=refused_by(boot.refusals[-1], self._answer_timeout_s)))
