@@ -198,6 +198,9 @@ def verify(run: Run, name: str | None, timeout: float) -> int:
 
     Without NAME, each other design that consumers write is compared. If a design has two replicas, both must be in sync
     in each partition. Exit code 0 if there is no difference and all replicas are in sync, else 1.
+
+    JSON: {"reads", "verdicts": {design: comparison}, "out_of_sync": {names: {partition: reason}}}; "out_of_sync" has
+    each pair of replicas, and is empty for a pair that is in sync.
     """
     with DesignSwitch(run) as switch:
         control, _ = switch.record(force=True)
