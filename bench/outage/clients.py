@@ -71,7 +71,7 @@ class SchedulerLoad:
         self._rng = random.Random(seed)
         # Boots without an outcome, with their beginning.
         self._under_way: dict[int, tuple[float, Boot]] = {}
-        # Instances that run: when to end each of them, its node and its id.
+        # Instances that run: when to end each of them, its node and its id; the node is empty if it is not known.
         self._running: list[tuple[float, str, str]] = []
         # Reservations that are held.
         self._held: list[_Held] = []
@@ -100,7 +100,9 @@ class SchedulerLoad:
         over = [one for one in self._running if one[0] <= now]
         if over:
             self._running = [one for one in self._running if one[0] > now]
-            self._scheduler.terminations.terminate((node, instance) for _, node, instance in over)
+            located = self._scheduler.fleet.instances.reporting_node
+            found = [(node or located(instance), instance) for _, node, instance in over]
+            self._scheduler.terminations.terminate((node, instance) for node, instance in found if node)
         self._scheduler.step(STEP_S)
         for began, boot in list(self._under_way.values()):
             if time.monotonic() - began > BOOT_LIMIT_S:
@@ -184,6 +186,8 @@ class SchedulerLoad:
         except (NodestateError, TimeoutError) as error:
             if held.confirm:
                 self._note("confirm", now, _words(error))
+            end_at = time.monotonic() + LIFE_S[1]
+            self._running += [(end_at, "", member) for member in held.members]  # some may have been built
         else:
             if isinstance(result, Confirmed):
                 self._note("confirm", now, "")
