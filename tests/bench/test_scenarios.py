@@ -94,7 +94,8 @@ def test_replicas_compares_claims_on_three_servers_in_each_mode(monkeypatch: pyt
     monkeypatch.setattr(replicas, "OWNER_RENEW_S", 0.02)
     monkeypatch.setattr(replicas, "FRESH_S", 5.0)
     monkeypatch.setattr(replicas, "BATCHES", (1, 10))
-    case = replicas.ReplicaCost("snapshot", 60, replace(BRIEF, seconds=0.02), ignore_progress).claims(count=10)
+    monkeypatch.setattr(replicas, "SLICES_MIN", 1)
+    case = replicas.ReplicaCost("snapshot", 20, replace(BRIEF, seconds=0.001), ignore_progress).claims(count=10)
     require_sound_case(case)
     assert case.settings["servers"] == 3
     assert case.settings["copies of records, 1 replica"] == 1
