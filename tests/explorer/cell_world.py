@@ -178,15 +178,21 @@ class _Cell(SimulatedCell):
     def __init__(self, world: CellWorld, config: Config, *, follows_control: bool) -> None:
         self._world = world
         super().__init__(
-            servers=1, config=config, clock=world.clock, server=FreezableServer, follows_control=follows_control
+            servers=world.servers_count,
+            config=config,
+            clock=world.clock,
+            server=FreezableServer,
+            follows_control=follows_control,
         )
 
     def connected(self, connect: Callable[[Any], Any]) -> tuple[list[Any], Stores]:
-        """Connect to the server. Returns the connection, and ``Stores`` of it that may pause."""
-        server = self.servers[0]
-        assert isinstance(server, FreezableServer)
-        connection = connect(server)
-        return [connection], Stores([PausingStore(connection, server, self._world)])
+        """Connect to the servers. Returns the connections, and ``Stores`` of them that may pause."""
+        connections, stores = [], []
+        for server in self.servers:
+            assert isinstance(server, FreezableServer)
+            connections.append(connect(server))
+            stores.append(PausingStore(connections[-1], server, self._world))
+        return connections, Stores(stores)
 
 
 class CellWorld:
@@ -204,6 +210,10 @@ class CellWorld:
     """The names of all processes."""
     follows_control: ClassVar[bool] = False
     """Whether consumers and readers follow the control record."""
+    servers_count: ClassVar[int] = 1
+    """Number of memcached servers. Only the first one freezes, and loses items."""
+    events: ClassVar[tuple[str, ...]] = EVENTS
+    """The script."""
 
     def __init__(
         self,
@@ -230,7 +240,7 @@ class CellWorld:
         self._left = most_faults
         self._pausing = tuple(pausing)
         self._left_out = frozenset(left_out)
-        self._script = list(EVENTS)
+        self._script = list(self.events)
         self._processes = {name: Process(name) for name in self.heard}
         self._begun: dict[str, bytes] = {}  # by process, the state of the world in which its present work began
         self._members: dict[str, SimulatedMember] = {}

@@ -32,6 +32,10 @@ def _ignore_loss(_self: OwnedPartition) -> bool:
     return False
 
 
+def _acknowledge_at_once(_self: OwnedPartition, _now: float) -> bool:
+    return False
+
+
 def _write_as_of_now(self: PausingStore, writes: Sequence[Write]) -> list[WriteResult]:
     return _write(self, [write._replace(as_of=None) for write in writes])
 
@@ -65,6 +69,7 @@ FIXES: Final[dict[str, tuple[Patch, ...]]] = {
     "V8": ((BootTracker, "_adopt_shown", _adopt_where_asked),),
     "V9": ((OwnedPartitions, "drop_all", _forget_former),),
     "early cutover": ((reader, "_must_wait", _switch_at_once),),
+    "early acknowledgement": ((OwnedPartition, "withholds", _acknowledge_at_once),),
     "V10": ((PausingStore, "write", _write_as_of_now),),
 }
 """By the name of a fault, how its fix is taken out."""

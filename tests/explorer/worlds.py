@@ -6,6 +6,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from tests.explorer.cell_world import WORK, CellWorld
+from tests.explorer.replica_world import ReplicaWorld
 from tests.explorer.scheduling_world import SchedulingWorld
 from tests.explorer.search import MakeWorld, Path
 from tests.explorer.switching_world import OPERATOR, SwitchingWorld
@@ -36,6 +37,11 @@ WORLDS: Final[dict[str, MakeWorld]] = {
     "switch of a journal": partial(SwitchingWorld, (), 4, ONE_FAULT, 2, (), ("agents",), designs=BOTH[::-1]),
     "pauses in a switch": partial(SwitchingWorld, (), 3, (), 0, ("reader", OPERATOR), ONE_CONSUMER, designs=BOTH),
     "switch of layouts": partial(SwitchingWorld, ("snapshot@2",), 4, ("crash", "flush"), 1, (), ("new reader",)),
+    "replicas": partial(
+        ReplicaWorld,
+        "snapshot",
+        left_out=("B", "agents", "reader", "new reader", "1 s", "8 s", "new consumers, all servers"),
+    ),
     "two boots": partial(SchedulingWorld, ("s1 boots a", "s2 boots b")),
     "boot and reservation": partial(SchedulingWorld, ("s1 boots a large", "s2 reserves b"), pausing=False),
     "late answers": partial(SchedulingWorld, ("s1 boots a", "s2 evacuates a"), ("answers are late",), pausing=False),
@@ -71,6 +77,18 @@ COUNTEREXAMPLES: Final[dict[str, Counterexample]] = {
     ),
     "V9": Counterexample("reboot of the servers", ("reboot", WORK, "reader")),
     "early cutover": Counterexample("prepare and cutover", ("prepare journal@1", "cutover journal@1", "reader")),
+    "early acknowledgement": Counterexample(
+        "replicas",
+        (
+            "only server 1",
+            WORK,
+            "new consumers, only server 0",
+            "event",
+            "A",
+            "new consumers, only server 1",
+            WORK,
+        ),
+    ),
     "V10": Counterexample("freezes of the owner", ("1 s", "A:pause", "event", "8 s", "A", "new reader")),
 }
 """By the name of a fix (``fixes.FIXES``), the shortest sequence that breaks an invariant without it."""
