@@ -138,6 +138,7 @@ def main(
         rows,
         [goal for row in rows if row.name not in without_goals for goal in goals_of(row)],
         cell.log.violations,
+        cell.log.checked(),
     )
     show(record, to_stderr=json_file == "-")
     if json_file == "-":

@@ -30,6 +30,8 @@ class OutageRecord:
     goals: Sequence[Goal]
     violations: Sequence[str]
     """Violations of promises, in sentences."""
+    checked: str
+    """The numbers of checks, as a sentence."""
     scenario: str = "outage"
 
     def to_json(self) -> bytes:
@@ -51,5 +53,6 @@ def show(record: OutageRecord, *, to_stderr: bool) -> None:
         if not goal.met:
             bound = f"{goal.sense} {goal.bound:g} {goal.unit}"
             click.echo(f"goal not met: {goal.what}: {goal.got:,.4g} {goal.unit}, goal {bound}", err=to_stderr)
+    click.echo(record.checked, err=to_stderr)
     for violation in record.violations:
         click.echo(f"violation: {violation}", err=to_stderr)

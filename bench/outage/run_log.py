@@ -111,6 +111,8 @@ class RunLog:
         self._confirms: dict[str, ConfirmLog] = {}
         # Changes of instances that are not in ``locations``.
         self._changes: list[InstanceChange] = []
+        # Number of instances that agents built.
+        self._built = 0
         self._boots: list[BootSample] = []
         self._reservations: list[ReservationSample] = []
         self._reads: dict[str, list[ReadSample]] = {}
@@ -126,6 +128,7 @@ class RunLog:
         for at, node, version in log.confirms:
             self._confirms.setdefault(node, ConfirmLog()).note(at, version)
         self._changes += log.changes
+        self._built += sum(change.built for change in log.changes)
         self._boots += log.boots
         self._reservations += log.reservations
         if log.reads:
@@ -134,6 +137,14 @@ class RunLog:
             self._events.append((log.until, log.events))
         for sentence in log.overfull:
             self.violate(sentence)
+
+    def checked(self) -> str:
+        """Return a sentence with the numbers of checks so far: few of them would prove little."""
+        confirms = sum(map(len, self._confirms.values()))
+        return (
+            f"checked {self._checked.total():,} reads against {confirms:,} confirmed events of busy nodes, "
+            f"and {self._built:,} built instances against the capacity of their nodes"
+        )
 
     def violate(self, sentence: str) -> None:
         """Note a violation of a promise."""

@@ -78,6 +78,16 @@ def test_an_overfull_node_is_a_violation() -> None:
     ]
 
 
+def test_a_run_says_how_much_it_checked() -> None:
+    built = InstanceChange(10.0, "busy-1", "i", built=True)
+    agents = WorkerLog(100.0, confirms=[Confirm(10.0, "busy-1", OLD)], changes=[built])
+    reads = [ReadSample(11.0, 11.1, 10.9, "", {"busy-1": OLD}), ReadSample(12.0, 12.1, 10.9, "too old")]
+    assert log_of(agents=agents, reader=WorkerLog(100.0, reads=reads)).checked() == (
+        "checked 2 reads against 1 confirmed events of busy nodes, and 1 built instances against the capacity of "
+        "their nodes"
+    )
+
+
 # -- the figures ----------------------------------------------------------------------------------
 
 
@@ -201,7 +211,7 @@ def test_a_record_has_rows_goals_and_violations() -> None:
     row = sample_row()
     where = Machine("a core", 2, 2**33, "Linux", 0.5, 12.0)
     record = OutageRecord(
-        "now", "c0ffee", {}, where, {"nodes": 36}, 60.0, [row], goals_of(row), ["a node was overfull"]
+        "now", "c0ffee", {}, where, {"nodes": 36}, 60.0, [row], goals_of(row), ["a node was overfull"], "all"
     )
     content = json.loads(record.to_json())
     assert content["scenario"] == "outage"
