@@ -136,6 +136,8 @@ class ReservationClaims:
                 if not waiting:
                     members = tuple(_member(one.node or "", one.claim) for one in placings if one.claim)
                     return Reservation(reservation, placings[0].owner, members, hold_s)
+                # A record may demand a newer view, because another claim on the node became an allocation.
+                self._session.refresher.refresh_for_retry()
         self._session.placer.give_back(placings)
         return None
 

@@ -44,6 +44,29 @@ def test_a_reservation_that_could_not_be_confirmed_is_no_longer_held() -> None:
     assert cell.nodes_by_instance() == {}
 
 
+def test_a_reservation_is_kept_if_its_scheduler_has_not_seen_an_allocation_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The record then demands a newer view than the scheduler has. The view arrives soon, and the nodes have room."""
+    cell, (one, two) = cell_of(1)
+    held = reserve(one.scheduler, "a")
+    freeze_view(cell, one)
+    boot(two.scheduler, "b")
+    cell.run_for(1.0)
+    two.scheduler.refresh()
+    two.scheduler.drop_allocated_claims()
+    table = one.scheduler.claim_table
+    flush = table.flush
+
+    def flush_before_the_view_arrives() -> Any:
+        outcomes = flush()
+        one.reader.lagging = False
+        return outcomes
+
+    monkeypatch.setattr(table, "flush", flush_before_the_view_arrives)
+    assert isinstance(one.scheduler.reservations.confirm(held.id), Confirmed)
+
+
 def test_a_released_reservation_does_not_return_when_a_claim_record_is_lost() -> None:
     """The scheduler that made it sees that another scheduler released it, so it does not write the claims again."""
     cell, (one, two) = cell_of(2)
