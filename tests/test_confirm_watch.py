@@ -52,13 +52,11 @@ def test_each_session_in_which_nothing_is_confirmed_is_given_up_later(
     assert all(later > earlier / 2 for earlier, later in pairwise(took))
 
 
-def test_a_session_that_worked_for_minutes_is_given_up_as_soon_as_the_first(
-    watch: ConfirmWatch, clock: ManualClock
-) -> None:
+def test_a_session_that_worked_is_given_up_as_soon_as_the_first(watch: ConfirmWatch, clock: ManualClock) -> None:
     for _ in range(8):
         failing_s(watch, clock, refused=True)
     watch.opened()
-    clock.advance(LONGEST_PATIENCE_S + 1)
+    clock.advance(REFUSALS_PAUSE_S + 1)
     watch.sent()
     watch.answered(False, 0)
     clock.advance(FIRST_PATIENCE_S)

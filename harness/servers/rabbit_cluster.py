@@ -9,6 +9,7 @@ from harness.servers.errors import ServerMissingError
 from harness.servers.programs import find_program, free_ports
 from harness.servers.rabbit_links import CuttableLinks
 from harness.servers.rabbitmq import PortMapper, RabbitServer
+from harness.waiting import wait_until
 
 CLUSTER_CONFIGURATION: Final = "cluster_partition_handling = pause_minority\nnet_ticktime = 15\n"
 
@@ -47,6 +48,27 @@ class RabbitCluster:
         """
         assert self._links is not None, "RabbitCluster(cuttable=True)"
         self._links.cut_off(*(node.name for node in nodes))
+
+    @staticmethod
+    def resume(node: RabbitServer) -> None:
+        """Let a frozen node continue, and restart its RabbitMQ, as an operator must.
+
+        RabbitMQ 3.10.8 does not notice by itself that the others left it out while it was frozen.
+        """
+        node.resume()
+        node.control("stop_app")
+        node.control("start_app")
+
+    def wait_until_whole(self) -> None:
+        """Wait until all nodes see each other, and each quorum queue would survive the loss of any of them."""
+        wait_until(lambda: all(self._is_whole_at(node) for node in self.nodes), "a node is not in the cluster again")
+
+    def _is_whole_at(self, node: RabbitServer) -> bool:
+        question = "{length(rabbit_nodes:all_running()), length(rabbit_quorum_queue:list_with_minimum_quorum())}."
+        try:
+            return node.control("eval", question).strip() == f"{{{len(self.nodes)},0}}"
+        except AssertionError:  # it restarts
+            return False
 
     def __enter__(self) -> Self:
         with ExitStack() as opening:

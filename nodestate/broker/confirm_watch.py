@@ -12,11 +12,11 @@ from nodestate.ports import Clock
 from nodestate.ports.backoff import DoublingPause
 
 FIRST_PATIENCE_S: Final = 4.0
-LONGEST_PATIENCE_S: Final = 120.0
-"""A session in which the broker refuses messages is given up after up to 4, 8, 16 … 120 s."""
+LONGEST_PATIENCE_S: Final = 30.0
+"""A session in which the broker refuses messages is given up after up to 4, 8, 16, 30 s."""
 REFUSALS_PAUSE_S: Final = 15.0
 """If the broker refused no message for this number of seconds, it takes them again. All publishers repeat a refused
-message more often than that.
+message more often than that. A session that worked for longer is given up as soon as the first.
 """
 
 
@@ -92,7 +92,7 @@ class ConfirmWatch:
         if alarm and self._silent_since < math.inf:
             self._silent_since = now
         failing_since = min(self._refused_since, self._silent_since)
-        if failing_since - self._opened_at > LONGEST_PATIENCE_S:
+        if failing_since - self._opened_at > REFUSALS_PAUSE_S:
             self._patience.reset()
             self._patience_s = min(self._patience_s, FIRST_PATIENCE_S)
         refused = now - self._refused_since >= self._patience_s

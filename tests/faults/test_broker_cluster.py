@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -79,7 +80,7 @@ def faults_of(cluster: RabbitCluster) -> Iterator[tuple[str, RabbitServer, Calla
     for number, node in enumerate(cluster.nodes):
         yield f"node {number + 1} of 3 killed", node, node.kill, node.start
     for number, node in enumerate(cluster.nodes):
-        yield f"node {number + 1} of 3 frozen", node, node.pause, node.resume
+        yield f"node {number + 1} of 3 frozen", node, node.pause, partial(cluster.resume, node)
 
 
 def connections_count(node: RabbitServer) -> int:
@@ -98,6 +99,7 @@ def test_one_of_three_nodes_is_away(quorum_cell: Cell, cluster: RabbitCluster) -
         new_s = wait_for_new_views(cell, watcher)
         wait_until(lambda seen=watcher.fresh: watcher.fresh >= seen + 60, "there are no more fresh views")
         come_back()
+        cluster.wait_until_whole()
         cell.wait_until_well()
         cell.record(
             f"{fault}, which had {clients} clients: all events confirmed again, and in views, after {new_s:.1f} s; "
@@ -150,6 +152,7 @@ def test_a_node_that_is_cut_off_from_the_others_loses_its_clients_to_them(
             new_s = wait_for_new_views(cell, watcher)
             wait_until(lambda seen=watcher.fresh: watcher.fresh >= seen + 60, "there are no more fresh views")
             cluster.cut_off()
+            cluster.wait_until_whole()
             cell.wait_until_recovered(f"node {number + 1} of 3 sees the others again")
             cell.record(
                 f"node {number + 1} of 3 cut off, which had {clients} clients: all events confirmed again, and in "
@@ -195,7 +198,8 @@ def test_no_dead_letter_is_lost_with_the_leader_of_its_queue(quorum_cell: Cell, 
         findings = {finding.about: finding for finding in examine_broker(cell.config, [cell.config.partitions])}
         assert findings["dead letters"].level == "WARN", findings
         took_s = wait_until(lambda: not missing(), lambda: f"lost: {len(missing())} of {len(sent)}", poll_s=0.5)
-        (leader.start if name == "killed" else leader.resume)()
+        (leader.start if name == "killed" else partial(cluster.resume, leader))()
+        cluster.wait_until_whole()
         cell.wait_until_well()
         cell.record(f"leader {name}: {len(sent)} dead letters, all in their queue {took_s:.1f} s after the last one")
     assert not missing()
@@ -296,6 +300,7 @@ def test_boots_go_on_while_each_node_is_killed_and_frozen_in_turn(
                 for scheduler in schedulers:
                     scheduler.wait_for_boots(BOOTS_COUNT)
                 come_back()
+                cluster.wait_until_whole()
                 for scheduler in schedulers:
                     scheduler.wait_for_boots(BOOTS_COUNT)
                 longest_s = max(scheduler.longest_s for scheduler in schedulers)
