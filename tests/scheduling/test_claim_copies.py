@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from nodestate.scheduling.claims import CLAIMS, CLOCK_S, REASSERT_S, UNSURE_S, C
 from nodestate.scheduling.claims.record import merged
 from nodestate.store import keys
 from nodestate.testing import Fault
+from tests.planted_values import item_at
 from tests.scheduling.claim_tables import CELL, Parties, Party
 from tests.scheduling.fleets import ChangingPartition, host
 from tests.scheduling.test_claim_record import claim as made_claim
@@ -79,13 +81,21 @@ def both_ids(parties: Parties) -> tuple[list[str], list[str]]:
     return parties.ids(NODE), [one.id for one in parties.copy_record(NODE).claims]
 
 
+def extend(party: Party, claim: Claim, seconds: float) -> tuple[Claim, object]:
+    """Keep a claim for some seconds from now, as a reservation does. Returns the claim to write, and the outcome."""
+    until = party.claim_table.servers.time(NODE) + seconds
+    extended = msgspec.structs.replace(claim, until=until, kept=True)
+    party.claim_table.add_claim(NODE, extended)
+    return extended, party.claim_table.flush()[NODE]
+
+
 # -- merging --------------------------------------------------------------------------------------
 
 
 @given(records, records)
 def test_the_order_of_the_copies_does_not_matter(first: ClaimRecord, second: ClaimRecord) -> None:
     one, other = merged(first, second), merged(second, first)
-    assert {claim.id for claim in one.claims} == {claim.id for claim in other.claims}
+    assert {claim.id: claim.until for claim in one.claims} == {claim.id: claim.until for claim in other.claims}
     assert (one.seen, one.born, one.removed) == (other.seen, other.born, other.removed)
     assert {claim.id for claim in merged(one, first).claims} == {claim.id for claim in one.claims}
 
@@ -245,6 +255,90 @@ def test_schedulers_that_see_different_servers_find_each_others_claims_after_the
     assert both_ids(parties) == ([mine.id], [mine.id])
 
 
+def test_an_extension_is_not_lost_if_the_other_copy_is_written_after_it() -> None:
+    """Regression: the deadline in the copy that was written last counted."""
+    parties = begun("one", "two")
+    one, two = parties.parties
+    claim = stored(one.take(NODE, 2, seconds=60.0, avoid_unsure=True))
+    upkeep(two)
+    cut(one, homes(parties)[1])
+    cut(two, homes(parties)[0])
+    extended, outcome = extend(one, claim, 3600.0)
+    assert outcome is WriteStatus.STORED
+    parties.clock.advance(0.5)
+    stored(two.take(NODE, 1))
+    heal(parties)
+    assert {parties.record(NODE).claims[0].until, parties.copy_record(NODE).claims[0].until} == {extended.until}
+
+
+def test_a_claim_that_expires_in_one_copy_lives_on_if_it_was_extended_in_the_other() -> None:
+    """Regression: the scheduler that removed the expired claim from its copy removed the extended one as well."""
+    parties = begun("one", "two")
+    one, two = parties.parties
+    claim = stored(one.take(NODE, 2, seconds=60.0, avoid_unsure=True))
+    upkeep(two)
+    cut(one, homes(parties)[1])
+    cut(two, homes(parties)[0])
+    extend(one, claim, 3600.0)
+    parties.clock.advance(60.0 + 1.5 * CLOCK_S)
+    stored(two.take(NODE, 1))
+    heal(parties)
+    assert claim.id in both_ids(parties)[0]
+
+
+def test_a_reservation_that_is_released_stays_released_if_its_extension_turns_up() -> None:
+    """Regression: the removal was kept until the deadline before the extension."""
+    parties = begun("one", "two")
+    one, two = parties.parties
+    claim = stored(one.take(NODE, 2, seconds=20.0, avoid_unsure=True, reservation="r"))
+    upkeep(two)
+    cut(one, homes(parties)[1])
+    cut(two, homes(parties)[0])
+    extend(one, claim, 3600.0)
+    two.claim_table.drop_claim(NODE, claim.id)
+    two.claim_table.flush_all()
+    for _ in range(3):
+        parties.clock.advance(10.0)
+        stored(two.take(NODE, 1))
+    heal(parties)
+    assert claim.id not in both_ids(parties)[0]
+
+
+def test_a_write_to_the_second_copy_that_is_late_does_not_bring_a_removed_claim_back() -> None:
+    """As after a frozen server goes on. Regression: the removal was left out before the second copy had it."""
+    parties = begun("one", "two")
+    one, two = parties.parties
+    second = homes(parties)[1]
+    one.connections[second].plan = lambda operation, _count: Fault(0, late=True) if operation == "write" else None
+    claim = stored(one.take(NODE, 2, seconds=3600.0))
+    parties.parties.remove(one)
+    cut(two, second)
+    upkeep(two)
+    two.claim_table.drop_claim(NODE, claim.id)
+    two.claim_table.flush_all()
+    cut(two)
+    two.claim_table.read_records([NODE])
+    two.connections[second].plan = lambda operation, _count: Fault(0) if operation == "write" else None
+    stored(two.take(NODE, 1))
+    one.connections[second].arrive()
+    heal(parties)
+    assert claim.id not in both_ids(parties)[0]
+
+
+def test_the_second_copy_counts_although_an_earlier_record_equal_to_it_was_stored_as_the_first() -> None:
+    """Regression: both counted as damaged, and an empty record replaced them."""
+    parties = begun("one")
+    [one] = parties.parties
+    claim = stored(one.take(NODE, 2, seconds=3600.0, avoid_unsure=True))
+    image = item_at(parties.server_of(NODE), keys.claim(CELL, NODE)).value
+    cut(one, homes(parties)[1])
+    stored(one.take(NODE, 1))
+    parties.put(NODE, image)
+    one.claim_table.own.drop(NODE, claim.id)  # as if its scheduler had died
+    heal(parties)
+    assert claim.id in both_ids(parties)[0]
+
+
 # -- any order ------------------------------------------------------------------------------------
 
 numbers = st.integers(0, 5)
@@ -330,15 +424,52 @@ class SplitMachine(RuleBasedStateMachine):
     @rule(number=numbers, which=numbers)
     def release(self, number: int, which: int) -> None:
         """Any scheduler that sees a promise releases it."""
-        party = self.of(number)
+        claim = self.promise_seen_by(self.of(number), which)
+        if claim is not None:
+            self.give_back(self.of(number), claim)
+
+    def promise_seen_by(self, party: Party, which: int) -> Claim | None:
         known = party.claim_table.records.known.get(NODE)
-        held = [one for one in known.record.claims if one.id in self.promises] if known is not None else []
-        if held:
-            claim = held[which % len(held)]
-            party.claim_table.drop_claim(NODE, claim.id)
-            party.claim_table.flush_all()
-            del self.promises[claim.id]
-            self.dropped[claim.id] = party
+        seen = [one for one in known.record.claims if one.id in self.promises] if known is not None else []
+        return seen[which % len(seen)] if seen else None
+
+    def give_back(self, party: Party, claim: Claim) -> None:
+        party.claim_table.drop_claim(NODE, claim.id)
+        party.claim_table.flush_all()
+        del self.promises[claim.id]
+        self.dropped[claim.id] = party
+
+    @rule(number=numbers, which=numbers, seconds=st.sampled_from([5.0, 60.0, 300.0]))
+    def extend(self, number: int, which: int, seconds: float) -> None:
+        """A scheduler that sees a promise gives it another deadline. If that fails, it releases the promise."""
+        party = self.of(number)
+        claim = self.promise_seen_by(party, which)
+        if claim is None:
+            return
+        try:
+            extended, outcome = extend(party, claim, seconds)
+        except StoreUnavailableError:  # no clock answers
+            return
+        if outcome is WriteStatus.STORED:
+            self.promises[claim.id] = extended
+        else:
+            self.give_back(party, claim)
+
+    @rule(number=numbers, away=st.integers(0, 1))
+    def delay_writes(self, number: int, away: int) -> None:
+        """A server freezes with the next writes of a scheduler in its buffer."""
+        if self.may_disconnect:
+            self.of(number).connections[away].plan = lambda _operation, _count: Fault(0, late=True)
+
+    @rule(number=numbers)
+    def arrive(self, number: int) -> None:
+        """The server carries out late writes. Their scheduler may have forgotten a claim that they add."""
+        for connection in self.of(number).connections:
+            while connection.late:
+                connection.arrive()
+        for claim_id in self.dropped.keys() & set().union(*self.copies()):
+            if self.dropped[claim_id] is self.of(number):
+                del self.dropped[claim_id]
 
     @rule(number=numbers)
     def die(self, number: int) -> None:
@@ -383,6 +514,8 @@ class SplitMachine(RuleBasedStateMachine):
     @rule()
     def heal(self) -> None:
         """All schedulers reach all servers. All of them and both copies agree then, and dropped claims are gone."""
+        for number in range(len(self.parties.parties)):
+            self.arrive(number)
         heal(self.parties)
         first, second = self.copies()
         assert first == second

@@ -152,13 +152,12 @@ class NodeChooser:
     def _unsure_rows(self) -> set[int]:
         """Return the rows of nodes with an unsure record.
 
-        They are looked up once in each round: right after a restart of the servers all records are unsure, so looking
-        them up for each placing would be slow.
+        They are looked up once in each round: while a server is away, or right after its restart, most records are
+        unsure, so looking them up for each placing would be slow.
         """
         if self._unsure is None:
-            self._unsure = {
-                self._fleet.rows[node] for node in self._claim_table.unsure_nodes() if node in self._fleet.rows
-            }
+            rows = self._fleet.rows
+            self._unsure = {rows[node] for node in self._claim_table.unsure_nodes() if node in rows}
         return self._unsure
 
 

@@ -353,20 +353,24 @@ def _with_claims(record: ClaimRecord, claims: Iterable[Claim], seen: Version) ->
 def merged(first: ClaimRecord, second: ClaimRecord) -> ClaimRecord:
     """Return the content of two copies of a record, of which each one may have missed writes of the other.
 
-    A claim is in the result if one copy has it, and no copy says that it was removed. If both have it, the later write
-    counts. The order of the arguments does not matter, except for copies that were written at the same time.
+    A claim is in the result if one copy has it, and no copy says that it was removed. If both have it, one of them may
+    have missed that the claim was extended. So a kept claim counts rather than one that is not kept, and then the one
+    with the later deadline. The order of the arguments matters only for the order of the claims.
     """
-    earlier, later = (first, second) if first.written_ms <= second.written_ms else (second, first)
-    removed = {**earlier.removed, **later.removed}
-    claims = {claim.id: claim for record in (earlier, later) for claim in record.claims if claim.id not in removed}
-    fault, fault_at = max((earlier.fault_at, earlier.fault), (later.fault_at, later.fault))[::-1]
+    removed = {**first.removed, **second.removed}
+    claims = dict[str, Claim]()
+    for claim in (*first.claims, *second.claims):
+        other = claims.get(claim.id, claim)
+        if claim.id not in removed and (claim.kept, claim.until) >= (other.kept, other.until):
+            claims[claim.id] = claim
+    fault, fault_at = max((first.fault_at, first.fault), (second.fault_at, second.fault))[::-1]
     return ClaimRecord(
         max(first.born, second.born),
         *max(first.seen, second.seen),
         tuple(claims.values()),
         fault,
         fault_at,
-        later.written_ms,
+        max(first.written_ms, second.written_ms),
         removed,
     )
 
@@ -374,20 +378,25 @@ def merged(first: ClaimRecord, second: ClaimRecord) -> ClaimRecord:
 def with_removals(record: ClaimRecord, before: ClaimRecord, now: float, *, settled: bool) -> ClaimRecord:
     """Return a copy of a record whose ``removed`` names the claims that a change took out of it.
 
+    Claims that expired are not named: the other copy may have an extension of theirs. The claim of a reservation is
+    named for half of ``MAX_LIFETIME_S``: the other copy may have it with a later deadline.
+
     Args:
         record: The record with the change.
         before: The record without the change.
         now: Seconds of the server's clock.
-        settled: Whether both copies of ``before`` are known and have the same claims. Earlier removals are left out
-            then, unless a copy was lost just now: holders would take the removed claims for lost ones.
+        settled: Whether both copies of ``before`` are known, with the same claims and removals. Earlier removals are
+            left out then, unless a copy was lost just now: holders would take the removed claims for lost ones.
     """
     there = {claim.id for claim in record.claims}
     removed = {key: until for key, until in before.removed.items() if key not in there}
     if settled and not is_unsure(before, now):
         removed = {}
-    removed |= {claim.id: claim.until for claim in before.claims if claim.id not in there}
+    for claim in live_claims(before.claims, now):
+        if claim.id not in there:
+            removed[claim.id] = now + MAX_LIFETIME_S / 2 if claim.reservation else claim.until
     if removed:
-        live = sorted((until, key) for key, until in removed.items() if until + 2 * CLOCK_S > now)
+        live = sorted((until, key) for key, until in removed.items() if until + CLOCK_S > now)
         removed = {key: until for until, key in live[-MAX_CLAIMS_COUNT:]}
     return msgspec.structs.replace(record, removed=removed) if removed != record.removed else record
 

@@ -22,7 +22,7 @@ class CachedRecord(NamedTuple):
     None: the server of the copy did not answer.
     """
     settled: bool = True
-    """Whether all copies are known and have the same claims."""
+    """Whether all copies are known and have the same claims and removals. A write that is late then comes too late."""
 
     @property
     def is_whole(self) -> bool:

@@ -162,15 +162,15 @@ class RecordStore:
             key = self._key(node, copy)
             item = reply.get(key)
             cas.append(item.cas if item is not None else 0)
-            if copy and item is not None and item.value == first_value:
-                record = records[0]  # the copies are equal: one decoding is enough
+            if item is not None and item.value == first_value:
+                record = records[0]  # the copies are equal and sound: one decoding is enough
             else:
                 record = CLAIMS.find_sound(key, item, now, distrusted, self._cache.last_writes.get(key))
             if record is not None:
                 self._cache.last_writes[key] = LastWrite(record.born, record.written_ms)
             records.append(record)
             if item is not None:
-                first_value, outdated = item.value, outdated or item.outdated
+                first_value, outdated = item.value if record is not None else None, outdated or item.outdated
         return _Look(node, home, cas, records, outdated, error)
 
     def _sort_out(self, looks: Iterable[_Look], result: ReadRecords) -> list[_Look]:
@@ -187,7 +187,9 @@ class RecordStore:
             else:
                 first, last = look.records[0], look.records[-1]
                 settled = first is last or (
-                    first is not None and last is not None and first.claims == last.claims and None not in look.cas
+                    first is not None
+                    and last is not None
+                    and (first.claims, first.removed) == (last.claims, last.removed)
                 )
                 self._add(result, look, content, look.cas, settled=settled)
         return missing
