@@ -98,8 +98,9 @@ class ConfirmWatch:
         refused = now - self._refused_since >= self._patience_s
         if not refused and now - self._silent_since < max(self._patience_s, self._timeout_s):
             return False
+        doing = "refuses messages" if refused else "does not confirm messages"
         structlog.get_logger("nodestate.broker").warning(
-            f"the broker {'refuses' if refused else 'does not confirm'} messages, so the {self._role} connects again",
+            f"the broker {doing}, so the {self._role} connects again",
             seconds=round(now - failing_since, 1),
         )
         self._patience_s = self._next_patience_s()

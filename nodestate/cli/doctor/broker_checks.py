@@ -81,7 +81,7 @@ def _examine_nodes(config: Config) -> Iterator[Finding]:
     if not away:
         return
     verb = "does" if len(away) == 1 else "do"
-    says = f"{len(away)} of {len(nodes)} nodes of the cluster {verb} not answer, for example: {away[0]}"
+    says = f"{len(away)} of {count_text(len(nodes), 'node')} of the cluster {verb} not answer, for example: {away[0]}"
     if config.queue_type == "quorum" and 2 * len(away) >= len(nodes):
         advice = "quorum queues need more than half of the nodes to take events or to give them: start a node again"
         yield Finding(FAIL, "broker", says, advice)
