@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from harness.servers import MemcachedServer
 from nodestate.auth.followed_file import REREAD_S
 from nodestate.auth.keys import CellKeys
+from nodestate.cli.doctor import value_checks
 from nodestate.cli.doctor.findings import FAIL, OK, WARN
 from nodestate.cli.doctor.value_checks import examine_values
 from nodestate.config import Config
@@ -23,6 +24,7 @@ from nodestate.designs import control_store
 from nodestate.designs.connections import open_memcached
 from nodestate.designs.control import CONTROL, record_from_settings
 from nodestate.errors import ConfigError, CorruptItemError
+from nodestate.model.partitioning import partition_of
 from nodestate.ports import Item, Key, Put, SystemClock, Write, WriteResult, WriteStatus
 from nodestate.scheduling.claims import CLAIMS, AffinitySeed, Claim, ClaimRecord
 from nodestate.store import keys
@@ -455,6 +457,22 @@ def test_a_seed_of_an_affinity_group_is_signed() -> None:
 
 
 OLD: Final = CELL_KEYS.secrets[0].id
+
+
+def test_doctor_counts_both_copies_of_claim_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(
+        store="memcached://a:1,b:1,c:1", auth_store="warn", keys_file=written(tmp_path, "cell.keys", CELL_KEYS)
+    )
+    values, servers = value_auth(config, ManualClock(), ValueCounts()), [MemoryServer(f"m{n}") for n in range(3)]
+    monkeypatch.setattr(value_checks, "open_claims", lambda *_: [SignedStore(MemoryStore(s), values) for s in servers])
+    nodes = [f"n{number}" for number in range(9)]
+    for key_of, copy in ((keys.claim, 0), (keys.claim_copy, 1)):
+        for node in nodes:
+            replace(
+                servers[(partition_of(node, 3) + copy) % 3], key_of(config.cell, node), CLAIMS.pack(ClaimRecord(1.0))
+            )
+    [found] = examine_values(config, values, nodes)
+    assert found.says.startswith("18 of 18 stored values are unsigned")
 
 
 def test_doctor_counts_stored_values_by_their_signatures(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nodestate.model.partitioning import partition_of
 from nodestate.scheduling.claims.affinity_seed import AffinitySeed, SeedNode
 from nodestate.testing import Fault, ManualClock, MemoryServer
 from tests.scheduling.claim_tables import CountingConnection
@@ -50,6 +51,17 @@ def test_one_of_two_schedulers_replaces_a_seed_on_a_full_node() -> None:
     assert one.replace("web", there, "b", 30.0)
     assert not other.replace("web", also, "c", 30.0)
     assert other.claim_or_get("web", "c", 30.0).node == "b"
+
+
+def test_with_copies_the_next_server_has_the_seed_while_one_is_away() -> None:
+    clock = ManualClock()
+    servers = [MemoryServer(f"m{number}", clock=clock) for number in range(3)]
+    one, other = ([CountingConnection(server) for server in servers] for _ in range(2))
+    for connections in (one, other):
+        away = connections[partition_of("web", len(servers))]
+        away.clock_away, away.plan = True, lambda _operation, _count: Fault(0)
+    assert AffinitySeed("cell1", one, copies=2).claim_or_get("web", "a", 30.0).cas
+    assert AffinitySeed("cell1", other, copies=2).claim_or_get("web", "b", 30.0).node == "a"
 
 
 def test_group_begins_anywhere_if_the_server_does_not_answer() -> None:

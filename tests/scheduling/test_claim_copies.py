@@ -5,6 +5,9 @@ The checks use the bytes in the servers and the outcomes that schedulers got, ne
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -13,13 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from nodestate.config import Config
+from nodestate.designs import connections
 from nodestate.errors import StoreUnavailableError
 from nodestate.model import partitioning
 from nodestate.ports import Put, Write, WriteStatus
 from nodestate.scheduling.claims import CLAIMS, CLOCK_S, REASSERT_S, UNSURE_S, Claim, ClaimRecord
 from nodestate.scheduling.claims.record import merged
+from nodestate.scheduling.request import parse
 from nodestate.store import keys
-from nodestate.testing import Fault
+from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore
 from tests.planted_values import item_at
 from tests.scheduling.claim_tables import CELL, Parties, Party
 from tests.scheduling.fleets import ChangingPartition, host
@@ -28,6 +34,7 @@ from tests.scheduling.test_claim_record import records
 
 NODE: Final = "a"
 VCPU: Final = 6
+KEY: Final = keys.claim(CELL, NODE)
 AWAY: Final = Fault(0)
 
 
@@ -253,6 +260,55 @@ def test_schedulers_that_see_different_servers_find_each_others_claims_after_the
     two.claim_table.drop_claim(NODE, theirs.id)  # its agent refused it
     upkeep(two, one)
     assert both_ids(parties) == ([mine.id], [mine.id])
+
+
+def test_a_claim_is_made_although_another_scheduler_writes_between_its_two_writes() -> None:
+    """The second copy is written again, after both were read."""
+    parties = begun("one", "two")
+    one, two = parties.parties
+    claims = list[Claim]()
+
+    def intrude() -> None:
+        one.connections[homes(parties)[1]].before_write = lambda: None
+        upkeep(two)
+        claims.append(stored(two.take(NODE, 2)))
+
+    one.connections[homes(parties)[1]].before_write = intrude
+    claims.append(stored(one.take(NODE, 2, avoid_unsure=True)))
+    assert [set(ids) for ids in both_ids(parties)] == [{claim.id for claim in claims}] * 2
+
+
+def test_a_reservation_without_a_node_says_that_a_server_is_away() -> None:
+    parties = begun("one")
+    [one] = parties.parties
+    cut(one, 0)
+    upkeep(one)
+    [placing] = one.place(parse({"resources": {"VCPU": 1}}), avoid_unsure=True)
+    assert str(placing.failure) == (
+        "claims may be missing from the records of 1 node: the server of one copy does not answer; try again when "
+        "'nodestate doctor' finds it"
+    )
+
+
+def test_a_claim_server_that_is_away_is_asked_less_often_if_there_are_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call of a frozen server costs its timeout, and the other copy is used meanwhile."""
+    calls = dict[int, int]()
+    for replicas in (1, 2):
+        clock, count = ManualClock(), itertools.count()
+
+        def fail(_operation: str, _number: int, count: Iterator[int] = count) -> Fault:
+            next(count)
+            return AWAY
+
+        away = FaultyStore(MemoryStore(MemoryServer(clock=clock)), fail)
+        monkeypatch.setattr(connections, "open_memcached", lambda *_, away=away: [away])
+        [server] = connections.open_claims(Config(store="memcached://a:1,b:1", replicas=replicas), clock)
+        for _ in range(100):
+            with suppress(StoreUnavailableError):
+                server.fetch([KEY])
+            clock.advance(0.5)
+        calls[replicas] = next(count)
+    assert calls[2] < calls[1] / 2
 
 
 def test_an_extension_is_not_lost_if_the_other_copy_is_written_after_it() -> None:

@@ -37,15 +37,12 @@ def examine_values(config: Config, values: ValueAuth, nodes: Sequence[str]) -> l
         return []
     servers = open_claims(config, SystemClock(), values)
     try:
-        for index, server in enumerate(servers):
-            mine = [keys.claim(config.cell, name) for name in nodes if partition_of(name, len(servers)) == index]
-            if config.replicas_count > 1:
-                mine += [
-                    keys.claim_copy(config.cell, name)
-                    for name in nodes
-                    if (partition_of(name, len(servers)) + 1) % len(servers) == index
-                ]
-            _read(server, [keys.control(config.cell), *mine])
+        for number, server in enumerate(servers):
+            wanted = [keys.control(config.cell)]
+            for copy, key_of in enumerate((keys.claim, keys.claim_copy)[: config.replicas_count]):
+                mine = (name for name in nodes if (partition_of(name, len(servers)) + copy) % len(servers) == number)
+                wanted += [key_of(config.cell, name) for name in mine]
+            _read(server, wanted)
     except StoreError as error:
         return [Finding(WARN, ABOUT, f"claim records are not counted: {error}"), *_findings(values)]
     finally:

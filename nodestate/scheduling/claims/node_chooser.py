@@ -122,7 +122,7 @@ class NodeChooser:
     def _why_unsure(self, node: str) -> str:
         """Return a sentence about the unsure records. ``node``: the only node that may be chosen; empty if any may."""
         count = len(self._unsure_rows())
-        whose = node or f"{'all ' if count == len(self._fleet) else ''}{count_text(count, 'node')}"
+        whose = node or f"{'all ' if 1 < count == len(self._fleet) else ''}{count_text(count, 'node')}"
         missing = f"claims may be missing from the records of {whose}"
         if self._claim_table.records.partly_known:
             return f"{missing}: the server of one copy does not answer; try again when 'nodestate doctor' finds it"

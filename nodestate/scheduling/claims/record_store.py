@@ -2,9 +2,8 @@
 
 A record with two copies is written to its first copy, and then to the second one. The first copy decides: a scheduler
 whose compare-and-swap of the first copy fails writes nothing. A server that does not answer is left out, and the other
-copy decides then. Claims that the other one lacks are merged at the next read of both
-(``record.merged``). So a copy never has to be complete, and no order of writes, deaths and outages loses a claim that
-both copies had.
+copy decides then. Claims that the other one lacks are merged at the next read of both (``record.merged``). So a copy
+never has to be complete, and no order of writes, deaths and outages loses a claim that both copies had.
 """
 
 from __future__ import annotations
@@ -201,9 +200,12 @@ class RecordStore:
         if record.ahead_s:
             record = msgspec.structs.replace(record, ahead_s=0)
         result.found[look.node] = CachedRecord(record, tuple(cas), settled)
-        is_old = self._servers.time_at_or_zero(look.home) - record.written_ms / 1000 > IN_FLIGHT_S
-        if look.outdated or (not settled and None not in cas and is_old):
+        if look.outdated or (not settled and None not in cas and self._is_past(look.home, record)):
             result.outdated.add(look.node)
+
+    def _is_past(self, home: int, record: ClaimRecord) -> bool:
+        """Return whether a record was written so long ago that its writer is not between the two copies."""
+        return self._servers.time_at_or_zero(home) - record.written_ms / 1000 > IN_FLIGHT_S
 
     def _create(self, looks: Sequence[_Look], result: ReadRecords) -> list[str]:
         """Create the copies that are missing, with the content of the other copy if that is there.
@@ -295,8 +297,7 @@ class RecordStore:
         writes: dict[int, list[tuple[str, Write]]] = {}
         for node, (known, record) in changes.items():
             home = self._servers.home(node)
-            ahead_s = self._servers.ahead_s(home) if copy else 0
-            value = values[node] if not ahead_s else self._value(record, home, copy)
+            value = self._value(record, home, copy) if copy and self._servers.ahead_s(home) else values[node]
             write = Write(Put.CAS, self._key(node, copy), value, known.cas[copy] or 0)
             writes.setdefault(self._servers.number(home, copy), []).append((node, write))
         replies = self._write_all({number: [write for _, write in some] for number, some in writes.items()})
