@@ -204,7 +204,7 @@ class RecordStore:
             result.outdated.add(look.node)
 
     def _is_past(self, home: int, record: ClaimRecord) -> bool:
-        """Return whether a record was written so long ago that its writer is not between the two copies."""
+        """Return whether a record was written too long ago for its writer to be between the two copies."""
         return self._servers.time_at_or_zero(home) - record.written_ms / 1000 > IN_FLIGHT_S
 
     def _create(self, looks: Sequence[_Look], result: ReadRecords) -> list[str]:
