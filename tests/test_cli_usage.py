@@ -26,7 +26,7 @@ from nodestate.cli.shutdown import stop_on_signals
 from nodestate.errors import NodestateError, StaleViewError
 
 NAMES = [
-    *("up", "agent", "publish", "consume", "view", "top", "check"),
+    *("up", "agent", "publish", "consume", "view", "top", "check", "serve"),
     *("select", "boot", "reserve", "confirm", "extend", "release", "reservations"),
     *("migrate", "evacuate", "resize", "update", "terminate"),
     *("design status", "design prepare", "design verify", "design cutover", "design rollback", "design retire"),

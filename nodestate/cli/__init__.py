@@ -22,6 +22,7 @@ COMMANDS: Final = {
         "nodestate.cli.top", "command", "Watch the partitions: owner, term, offset, how far behind, age."
     ),
     "check": CommandEntry("nodestate.cli.check", "command", "Compare the designs with each other and with the agents."),
+    "serve": CommandEntry("nodestate.cli.serve", "command", "Serve the HTTP API of a cell."),
     "select": CommandEntry(
         "nodestate.cli.select", "command", "Show which nodes a request would get, without claiming them."
     ),

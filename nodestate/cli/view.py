@@ -17,11 +17,12 @@ from rich.text import Text
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.event_stream import reports_of
 from nodestate.cli.inspection import selected_designs
-from nodestate.designs.reader import OnStale, Reader
+from nodestate.designs.reader import Reader
 from nodestate.errors import CorruptItemError, NodestateError, StaleViewError
 from nodestate.model import NodeRecord
 from nodestate.text import age_text, count_text
-from nodestate.view.view import View
+from nodestate.view.documents import view_document
+from nodestate.view.view import OnStale, View
 
 _STATUS_STYLE = {"up": "green", "draining": "yellow", "maintenance": "yellow", "down": "red"}
 
@@ -134,9 +135,9 @@ def command(
             sys.stdout.buffer.writelines(reports_of(view, only))
             sys.stdout.buffer.flush()
         elif run.as_json:
-            damaged: list[str] = []
-            run.print_json(as_json(view, only, damaged))
-            _name_damaged(run, damaged)
+            document = view_document(view, None if only is None else (only,))
+            run.print_json(document)
+            _name_damaged(run, document.damaged)
         elif only is not None:
             _print_node(run, view, only)
         else:
@@ -212,29 +213,6 @@ def _name_damaged(run: Run, damaged: Sequence[str]) -> None:
             markup=False,
             soft_wrap=True,
         )
-
-
-def as_json(view: View, only: str | None, damaged: list[str]) -> dict[str, Any]:
-    """Return a view in the form that ``--json`` prints; programs depend on it, so its keys are fixed.
-
-    Adds the names of nodes whose stored state is damaged to ``damaged``; their state is empty.
-    """
-    nodes: dict[str, Any] = {}
-    for name in view.nodes if only is None else (only,):
-        record = view.nodes.record(name)
-        assert record is not None, f"{name} is in the view"
-        nodes[name] = {
-            "incarnation": record.incarnation,
-            "generation": record.generation,
-            "state": _state_of(record, damaged),
-        }
-    return {
-        "position": [p and {"epoch": f"{p.epoch:x}", "offset": p.offset} for p in view.position],
-        "age": view.age,
-        "nodes": nodes,
-        "stale": sorted(view.stale),
-        "incomplete": sorted(view.incomplete),
-    }
 
 
 # -- for people -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
@@ -23,9 +23,8 @@ from nodestate.ports import Clock, Store, SystemClock
 from nodestate.store.round_trips import Steps, Stores, run
 from nodestate.view.columns import ColumnStore
 from nodestate.view.follower import NO_HEAD, PartitionState
-from nodestate.view.view import View, stale_nodes
+from nodestate.view.view import OnStale, View
 
-OnStale = Literal["exclude", "refuse", "flag"]
 POLL_S = 0.005
 """Seconds between two refreshes while a read waits for a view within its bounds."""
 
@@ -82,6 +81,11 @@ class Reader:
         """The design that is read now."""
         return self._live.stored.design
 
+    @property
+    def control(self) -> Control | None:
+        """The newest control record that was read; None if none was read, or the caller chose the design."""
+        return self._control
+
     def read(
         self,
         *,
@@ -120,9 +124,10 @@ class Reader:
             try:
                 with self._lock:
                     self._refresh(max_age, with_life=node_max_age is not None)
-                    view = self._bounded(max_age, node_max_age, on_stale)
+                    view = View(self.design, self._live.states, frozenset(), (), self._columns, self._clock)
+                view = view.bounded(max_age, node_max_age, on_stale)
                 if at_least is not None:
-                    self._require(view, at_least, timeout)
+                    view.require(at_least, timeout)
                 return view
             except (StaleViewError, BehindError):
                 if self._clock.monotonic() >= deadline:
@@ -225,34 +230,6 @@ class Reader:
         fresh_since = self._clock.monotonic() - max_age if max_age is not None else -math.inf
         if not _must_wait(coming.states, self._live.states, fresh_since):
             self._live, self._coming = coming, None
-
-    def _bounded(self, max_age: float | None, node_max_age: float | None, on_stale: OnStale) -> View:
-        """Return a view of the states as they were last refreshed. Args and ``StaleViewError`` as in ``read``."""
-        states = self._live.states
-        now = self._clock.monotonic()
-        stale: list[str] = []
-        for state in states:
-            stale += stale_nodes(state, now, max_age, node_max_age)
-        late = [s.partition for s in states if max_age is not None and now - s.confirmed_at > max_age]
-        if on_stale == "refuse" and (stale or late):
-            age = now - min(state.confirmed_at for state in states)
-            cause = next((states[p].lost for p in late if states[p].lost), "")
-            bound = max_age if late and max_age is not None else node_max_age
-            raise StaleViewError(age, bound if bound is not None else 0.0, late, () if late else stale, cause)
-        left_out: set[str] = set()
-        if on_stale == "exclude":
-            left_out.update(stale, *(state.table.incomplete for state in states if state.table is not None))
-        return View(self.design, states, frozenset(stale), left_out, self._columns, self._clock)
-
-    def _require(self, view: View, receipt: Receipt, timeout: float) -> None:
-        """Raise ``BehindError`` unless the view has the version of the receipt or a newer one.
-
-        ``timeout`` is for the text of the error only.
-        """
-        record = view.nodes.record(receipt.node)
-        version = record.version if record is not None else NEVER
-        if version < receipt.version:
-            raise BehindError(receipt.node, receipt.version, version if record is not None else None, timeout)
 
     def close(self) -> None:
         """Close the connections to the stores. Views that were read before stay valid."""

@@ -6,16 +6,19 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from nodestate.model import NodeRecord, Version
+from nodestate.errors import BehindError, StaleViewError
+from nodestate.model import NEVER, NodeRecord, Receipt, Version
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Clock
 from nodestate.text import age_text, count_text
 from nodestate.view.columns import Columns, ColumnStore
 from nodestate.view.follower import PartitionState
+
+OnStale = Literal["exclude", "refuse", "flag"]
 
 
 class Position(NamedTuple):
@@ -162,6 +165,10 @@ class View:
         """Seconds since all partitions' owners are known to have been caught up; infinite if one never was."""
         return self._clock.monotonic() - min(p.confirmed_at for p in self.partitions)
 
+    def partition_age(self, partition: int) -> float:
+        """Seconds since the owner of a partition is known to have been caught up; infinite if it never was."""
+        return self._clock.monotonic() - self.partitions[partition].confirmed_at
+
     @cached_property
     def incomplete(self) -> frozenset[str]:
         """The names of incomplete nodes, and ``partition N`` for each incomplete partition.
@@ -191,6 +198,43 @@ class View:
     def columns(self) -> Columns:
         """Capacity and usage of all nodes as numpy arrays; computed from the columns of the view before."""
         return self._columns.of([p.table for p in self.partitions], self.left_out)
+
+    def bounded(self, max_age: float | None, node_max_age: float | None, on_stale: OnStale) -> View:
+        """Return a view of the same commits, judged now by other bounds.
+
+        Args:
+            max_age: greatest age of a partition, in seconds; None: any.
+            node_max_age: greatest age of a node, in seconds; None: any.
+            on_stale: what becomes of stale nodes, as in ``Reader.read``.
+
+        Raises:
+            StaleViewError: if ``on_stale`` is ``"refuse"`` and a partition or a node is too old.
+        """
+        states = self.partitions
+        now = self._clock.monotonic()
+        stale: list[str] = []
+        for state in states:
+            stale += stale_nodes(state, now, max_age, node_max_age)
+        late = [s.partition for s in states if max_age is not None and now - s.confirmed_at > max_age]
+        if on_stale == "refuse" and (stale or late):
+            age = now - min(state.confirmed_at for state in states)
+            cause = next((states[p].lost for p in late if states[p].lost), "")
+            bound = max_age if late and max_age is not None else node_max_age
+            raise StaleViewError(age, bound if bound is not None else 0.0, late, () if late else stale, cause)
+        left_out: set[str] = set()
+        if on_stale == "exclude":
+            left_out.update(stale, *(state.table.incomplete for state in states if state.table is not None))
+        return View(self.design, states, frozenset(stale), left_out, self._columns, self._clock)
+
+    def require(self, receipt: Receipt, timeout: float) -> None:
+        """Raise ``BehindError`` unless the view has the version of the receipt or a newer one.
+
+        ``timeout``: seconds that the caller waited, for the text of the error only.
+        """
+        record = self.nodes.record(receipt.node)
+        version = record.version if record is not None else NEVER
+        if version < receipt.version:
+            raise BehindError(receipt.node, receipt.version, version if record is not None else None, timeout)
 
     def __repr__(self) -> str:
         return (

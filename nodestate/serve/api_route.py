@@ -1,0 +1,85 @@
+"""The declaration of a route: routing, validation of requests, roles and the OpenAPI document all follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, Literal, TypeVar
+
+import msgspec
+
+from nodestate.serve.parameters import NoParameters
+from nodestate.serve.service import Service
+
+P = TypeVar("P", bound=msgspec.Struct)
+
+Role = Literal["open", "read", "schedule", "operate"]
+"""``open``: no token is needed. The other roles rise in this order, and each includes those before it."""
+
+VIEW_HEADERS: Final = {
+    "Nodestate-Position": "The commits that the view is as of, as one word to compare and to give as position.",
+    "Nodestate-Age": "Age of the view in seconds; missing if a partition was never confirmed.",
+}
+"""Headers of responses about a view, with their descriptions."""
+
+
+@dataclass(frozen=True)
+class ApiCall(Generic[P]):
+    """One request to a route, after all checks."""
+
+    service: Service
+    parameters: P
+    body: Any
+    """The decoded body, of the type that the route declares; None if it declares none."""
+    headers: Mapping[str, str]
+    """The headers of the request; names are in lower case."""
+    media_type: str
+    """Media type of the response that the client prefers: ``application/json`` or ``application/x-msgpack``."""
+    arrived_at: float
+    """Monotonic time at which the request arrived."""
+    caller: str
+    """Name of the caller: that of the token, or the address without tokens."""
+
+
+@dataclass(frozen=True)
+class ApiResponse:
+    """The response of a handler."""
+
+    value: Any = None
+    """The document to encode in the media type of the call."""
+    encoded: bytes | None = None
+    """The encoded document, if the handler encoded it."""
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    media_type: str = ""
+    """Media type of ``encoded``; empty: that of the call."""
+
+
+@dataclass(frozen=True)
+class ApiRoute:
+    """One route of the HTTP API."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    """Path, with ``{name}`` for parameters in it."""
+    summary: str
+    """One sentence for the OpenAPI document and the reference."""
+    handler: Callable[[ApiCall[Any]], Awaitable[ApiResponse]]
+    response: Any
+    """Type of the response: a struct."""
+    parameters: type[msgspec.Struct] = NoParameters
+    """The parameters; those not in the path are in the query."""
+    body: type[msgspec.Struct] | None = None
+    """Type of the request's body; None: it has none."""
+    problems: tuple[str, ...] = ()
+    """Types of problems that the handler may answer with, besides the problems of every route."""
+    role: Role = "read"
+    """The role that a token must have."""
+    status: int = 200
+    """HTTP status of a response that is no problem."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers of the response, with their descriptions."""
+    not_modified: bool = False
+    """True if the response has an ETag, and a request with ``If-None-Match`` may be answered by 304."""
+    media_types: tuple[str, ...] = ("application/json", "application/x-msgpack")
+    """Media types of the response."""

@@ -1,0 +1,143 @@
+"""The OpenAPI 3.1 document of the HTTP API, made from the declarations of its routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from nodestate import __version__
+from nodestate.serve.api_route import ApiRoute
+from nodestate.serve.parameters import NoParameters, is_required
+from nodestate.serve.problems import MEDIA_TYPE, PROBLEM_TYPES, ProblemDocument
+
+EVERY_ROUTE: Final = ("bad-request", "too-large", "overloaded")
+"""Types of problems that every route may answer with."""
+_REFERENCE: Final = "#/components/schemas/{name}"
+
+
+def openapi_document(routes: Iterable[ApiRoute]) -> dict[str, Any]:
+    """Return the OpenAPI document of these routes."""
+    routes = list(routes)
+    problems = list(dict.fromkeys(of_type.document for of_type in PROBLEM_TYPES.values()))
+    bodies = [route.body for route in routes if route.body is not None]
+    responses = [route.response for route in routes if route.response is not None]
+    kinds = list(dict.fromkeys([*problems, *responses, *bodies]))
+    references, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
+    schema_of = dict(zip(kinds, references, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "nodestate",
+            "version": __version__,
+            "description": "The state of every compute node of a cell. Seconds and bytes are plain numbers; ages are "
+            "seconds on the clock of the service. Responses are JSON, or msgpack if Accept prefers "
+            "application/x-msgpack. States and hints are free by contract; all other objects are described completely.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "A token of the file."}},
+        },
+    }
+
+
+def _operation(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
+    name = "".join(part.capitalize() for part in route.path.replace("{", "").replace("}", "").split("/"))
+    operation: dict[str, Any] = {
+        "operationId": f"{route.method.lower()}{name.replace('-', '').replace('.', '')}",
+        "summary": route.summary,
+        "responses": {str(route.status): _response(route, schema_of)},
+    }
+    if parameters := _parameters(route):
+        operation["parameters"] = parameters
+    if route.body is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schema_of[route.body]}},
+        }
+    if route.not_modified:
+        operation["responses"]["304"] = {
+            "description": "The client has this view already, as its If-None-Match says.",
+            "headers": {"ETag": _header("The view that the client has."), **_headers(route)},
+        }
+    kinds = [*EVERY_ROUTE, *route.problems]
+    if route.role != "open":
+        operation["security"] = [{"token": []}]
+        operation["description"] = f"Needs a token of the role {route.role} if the service has tokens."
+        kinds.append("unauthorized")
+    for status, kinds_of_status in _by_status(kinds).items():
+        operation["responses"][status] = _problem_response(kinds_of_status, schema_of)
+    return operation
+
+
+def _by_status(kinds: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for kind in dict.fromkeys(kinds):
+        statuses = ["401", "403"] if kind == "unauthorized" else [str(PROBLEM_TYPES[kind].status)]
+        for status in statuses:
+            found.setdefault(status, []).append(kind)
+    return dict(sorted(found.items()))
+
+
+def _response(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
+    schema = schema_of[route.response] if route.response is not None else {"type": "string"}
+    response: dict[str, Any] = {
+        "description": route.summary,
+        "content": {media_type: {"schema": schema} for media_type in route.media_types},
+    }
+    headers = _headers(route)
+    if route.not_modified:
+        headers["ETag"] = _header("Changes with the position, the query, and the stale and incomplete nodes.")
+    return {**response, "headers": headers} if headers else response
+
+
+def _headers(route: ApiRoute) -> dict[str, Any]:
+    return {name: _header(description) for name, description in route.headers.items()}
+
+
+def _header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+def _problem_response(kinds: list[str], schema_of: dict[Any, Any]) -> dict[str, Any]:
+    documents = list(dict.fromkeys(PROBLEM_TYPES[kind].document for kind in kinds))
+    schemas = [schema_of[document] for document in documents]
+    response = {
+        "description": "; ".join(f"{kind}: {PROBLEM_TYPES[kind].title}" for kind in kinds),
+        "content": {MEDIA_TYPE: {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}},
+    }
+    assert all(issubclass(document, ProblemDocument) for document in documents)
+    if any(PROBLEM_TYPES[kind].status == 503 for kind in kinds):
+        return {**response, "headers": {"Retry-After": _header("Seconds after which to repeat the request.")}}
+    return response
+
+
+def _parameters(route: ApiRoute) -> list[dict[str, Any]]:
+    if route.parameters is NoParameters:
+        return []
+    found = []
+    for field in msgspec.structs.fields(route.parameters):
+        in_path = f"{{{field.encode_name}}}" in route.path
+        schema = _without_null(msgspec.json.schema(field.type))
+        parameter: dict[str, Any] = {
+            "name": field.encode_name,
+            "in": "path" if in_path else "query",
+            "required": in_path or is_required(field),
+            "description": schema.pop("description"),
+            "schema": schema,
+        }
+        if field.default not in (None, msgspec.NODEFAULT):
+            schema["default"] = field.default
+        found.append(parameter)
+    return found
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an optional parameter: it is left out rather than null."""
+    choices = [choice for choice in schema.get("anyOf", ()) if choice != {"type": "null"}]
+    return dict(choices[0]) if len(choices) == 1 else schema

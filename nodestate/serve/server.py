@@ -1,0 +1,151 @@
+"""The HTTP server: where it listens, and how it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from starlette.applications import Starlette
+
+from nodestate.config import MAX_PORT
+from nodestate.errors import ConfigError
+
+UNIX_PREFIX: Final = "unix:"
+BACKLOG: Final = 256
+GRACE_S: Final = 5
+"""Seconds that running requests get to end when the server stops."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """A bound socket on which the server accepts connections."""
+
+    socket: socket.socket
+    url: str
+    """URL of the server, or ``unix:PATH``."""
+    is_loopback: bool
+    """True if only programs of this machine can connect."""
+    path: Path | None = None
+    """The file of a unix socket; None for TCP."""
+
+    def close(self) -> None:
+        """Close the socket and remove its file."""
+        self.socket.close()
+        if self.path is not None:
+            with suppress(OSError):
+                self.path.unlink()
+
+
+def listen(address: str, *, tls: bool = False) -> Listener:
+    """Bind a socket.
+
+    Args:
+        address: ``host:port``, ``[host]:port`` for IPv6, or ``unix:PATH``. Port 0: any free one.
+        tls: True if the server will speak TLS there; for the URL only.
+
+    Raises:
+        ConfigError: if the address is wrong or taken.
+    """
+    if address.startswith(UNIX_PREFIX):
+        return _listen_on_file(Path(address.removeprefix(UNIX_PREFIX)))
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > MAX_PORT:
+        raise ConfigError(f"--listen can't be {address!r}: give host:port, such as 127.0.0.1:8790, or unix:PATH")
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"--listen {address}: {error.strerror or error}") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(where)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise ConfigError(
+            f"--listen {address}: {error.strerror or error}; give another port, or 0 for any free one"
+        ) from None
+    bound.setblocking(False)
+    number = bound.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    is_loopback = ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+    return Listener(bound, f"{'https' if tls else 'http'}://{shown}:{number}", is_loopback)
+
+
+def _listen_on_file(path: Path) -> Listener:
+    """Bind a unix socket that only this user can connect to. A socket that a dead process left is replaced."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                try:
+                    probe.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink()
+        bound.bind(str(path))
+        path.chmod(0o600)
+        bound.listen(BACKLOG)
+    except OSError as error:
+        bound.close()
+        raise ConfigError(
+            f"--listen {UNIX_PREFIX}{path}: {error.strerror or error}; give another path, or end its program"
+        ) from None
+    bound.setblocking(False)
+    return Listener(bound, f"{UNIX_PREFIX}{path}", is_loopback=True, path=path)
+
+
+class _Server(uvicorn.Server):
+    """The server of uvicorn, which ends when ``stop`` returns True. The caller handles signals."""
+
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], bool], on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stop = stop
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start as uvicorn does, then report it."""
+        await super().startup(sockets)
+        self._on_start()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return True if the server must end; called ten times a second."""
+        return await super().on_tick(counter) or self._stop()
+
+
+def run_server(
+    app: Starlette, listener: Listener, stop: Callable[[], bool], on_start: Callable[[], None] = lambda: None
+) -> None:
+    """Serve requests until ``stop`` returns True.
+
+    Args:
+        app: the application.
+        listener: where to listen; closed at the end.
+        stop: asked ten times a second.
+        on_start: called once requests are accepted.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_graceful_shutdown=GRACE_S,
+        lifespan="on",
+    )
+    server = _Server(config, stop, on_start)
+    try:
+        asyncio.run(server._serve([listener.socket]))  # noqa: SLF001 - serve() would replace the caller's signal handlers
+    finally:
+        listener.close()

@@ -1,0 +1,74 @@
+"""A service that runs in a thread of the test, with a real server and a client, over a cell of doubles."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from harness.waiting import PATIENCE_S, wait_until
+from nodestate.config import Config
+from nodestate.designs.reader import Reader
+from nodestate.serve.app import create_app
+from nodestate.serve.server import listen, run_server
+from nodestate.serve.service import Service
+from nodestate.testing import FaultyStore, MemoryStore
+from tests.machines.simulated_cell import SimulatedCell, all_well
+
+
+class RunningService:
+    """A service and its client, from ``with`` to its end.
+
+    Args:
+        config: settings of the cell.
+        open_reader: opens the reader of the service; None: by the settings.
+        address: where the server listens.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        open_reader: Callable[[], Reader] | None = None,
+        *,
+        address: str = "127.0.0.1:0",
+        **options: Any,
+    ) -> None:
+        self.service = Service(config, open_reader)
+        self.listener = listen(address)
+        self._app = create_app(self.service, **options)
+        self._stopping = self._started = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.client = httpx.Client(base_url=self.listener.url, timeout=PATIENCE_S, trust_env=False)
+
+    @classmethod
+    def over(cls, world: SimulatedCell, **options: Any) -> Self:
+        """A service of a simulated cell."""
+        _, stores = world.connected(lambda server: FaultyStore(MemoryStore(server), all_well))
+        return cls(world.config, lambda: Reader(world.config, stores=stores, clock=world.clock), **options)
+
+    def _run(self) -> None:
+        run_server(self._app, self.listener, lambda: self._stopping, self._note_start)
+
+    def _note_start(self) -> None:
+        self._started = True
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        wait_until(lambda: self._started, "the server does not start")
+        wait_until(lambda: self.service.feeds.main.current, "no view was read")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.client.close()
+        self._stopping = True
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "the server does not stop"
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        """Send a GET request; underscores in the names of headers stand for hyphens."""
+        return self.client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
