@@ -175,8 +175,8 @@ _OF_ERRORS: Final[tuple[tuple[type[NodestateError], Callable[[NodestateError], P
 def problem_of(error: NodestateError | ProblemError) -> ProblemError:
     """Return the problem for an error of the library or of a handler.
 
-    An error without a type of its own is ``overloaded``. Such an error is of a server that does not answer, or of a limit
-    that was reached, so a later request may succeed.
+    An error without a type of its own is ``overloaded``. Such an error is of a server that does not answer, or of a
+    limit that was reached, so a later request may succeed.
     """
     if isinstance(error, ProblemError):
         return error
