@@ -6,20 +6,18 @@ them differs from the code.
 
 from __future__ import annotations
 
-import ast
 import importlib
 import re
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import msgspec
 
 from nodestate import model
 from nodestate.cli import every_command
-from nodestate.config import Config
+from nodestate.cli.setting_docs import setting_docs
 from nodestate.journal import format as journal
 from nodestate.scheduling import claims
 from nodestate.snapshot import format as snapshot
@@ -165,53 +163,19 @@ def limits() -> str:
 
 
 def settings() -> str:
-    """Return the table of all settings, from the fields of ``Config`` and their docstrings."""
+    """Return the table of all settings."""
     rows = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
-    said = field_docstrings(Path(str(importlib.import_module("nodestate.config").__file__)), "Config")
-    types = {field.name: field.type for field in msgspec.inspect.type_info(Config).fields}  # type: ignore[attr-defined]
-    for name, default in zip(Config.__struct_fields__, Config.__struct_defaults__, strict=True):
+    for doc in setting_docs():
         shown = (
-            ",".join(default)
-            if isinstance(default, tuple)
-            else f"{default:g}"
-            if isinstance(default, float)
-            else default
+            ",".join(doc.default)
+            if isinstance(doc.default, tuple)
+            else f"{doc.default:g}"
+            if isinstance(doc.default, float)
+            else doc.default
         )
-        rows.append(f"| `{name}` | {f'`{shown}`' if shown != '' else ''} | {_allowed(types[name])} | {said[name]} |")
+        allowed = re.sub(r"(?<=of the form )[^\s;]+", r"`\g<0>`", doc.allowed).replace("|", "\\|")
+        rows.append(f"| `{doc.name}` | {f'`{shown}`' if shown != '' else ''} | {allowed} | {doc.meaning} |")
     return "\n".join(rows)
-
-
-def field_docstrings(path: Path, class_name: str) -> dict[str, str]:
-    """Return the docstring of each field of a class: the string below the field."""
-    body = next(
-        node.body
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef) and node.name == class_name
-    )
-    said: dict[str, str] = {}
-    for field, below in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            assert isinstance(field.target, ast.Name)
-            said[field.target.id] = " ".join(str(below.value.value).split())
-    return said
-
-
-def _allowed(kind: Any) -> str:
-    info = msgspec.inspect
-    if isinstance(kind, info.IntType | info.FloatType):
-        number = "whole number" if isinstance(kind, info.IntType) else "number"
-        if kind.ge is not None and kind.le is not None:
-            return f"{kind.ge:,} to {kind.le:,}"
-        if kind.gt is not None:
-            return f"{number} over {kind.gt:g}"
-        return f"{number} from {kind.ge:g}" if kind.ge is not None else number
-    if isinstance(kind, info.StrType):
-        return (
-            f"`{kind.pattern.removeprefix(chr(92) + 'A').removesuffix(chr(92) + 'Z')}`".replace("|", "\\|")
-            if kind.pattern
-            else "text"
-        )
-    return "list of text"
 
 
 RECORDS: Final[tuple[tuple[str, type[msgspec.Struct], str], ...]] = (

@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -21,6 +21,7 @@ from nodestate.model.type_info import build_type_info
 from nodestate.ports import MAX_TTL_S
 from nodestate.ports.tls import TlsFiles, client_context
 from nodestate.setting_files import read_secret, require_secret, require_trusted
+from nodestate.setting_values import allowed_values
 
 ENV_PREFIX = "NODESTATE_"
 DEFAULT_FILES = ("nodestate.toml", "/etc/nodestate/nodestate.toml")
@@ -258,12 +259,33 @@ def _similar_to(name: str) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+class LoadedConfig(NamedTuple):
+    """Settings, and where they came from."""
+
+    config: Config
+    """All settings."""
+    sources: dict[str, str]
+    """By setting that was given: its option, environment variable or file. Settings with their defaults are missing."""
+    file: str
+    """The settings file that was read; empty if there is none."""
+
+
 def load(
     flags: Mapping[str, Any] | None = None,
     *,
     environ: Mapping[str, str] | None = None,
     file: str | Path | None = None,
 ) -> Config:
+    """Load the settings. Arguments and errors: see ``load_with_sources``."""
+    return load_with_sources(flags, environ=environ, file=file).config
+
+
+def load_with_sources(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    file: str | Path | None = None,
+) -> LoadedConfig:
     """Load the settings. Flags override the environment, and the environment overrides the TOML file.
 
     Args:
@@ -376,7 +398,7 @@ def load(
             f"{sources.get('store_user') or sources['store_password']}: store_user and store_password must both be "
             "given, without spaces: memcached takes no others"
         )
-    return config
+    return LoadedConfig(config, sources, str(path or ""))
 
 
 def _check_tls(files: TlsFiles, urls: Iterable[str], needed: str, sources: Mapping[str, str]) -> None:
@@ -421,22 +443,5 @@ def _out_of_range(name: str, value: Any, source: str) -> ConfigError:
     value = _shown(name, value)
     shown = repr(safe_url(value)) if isinstance(value, str) else safe_text(repr(value))
     field = next(field for field in msgspec.structs.fields(Config) if field.name == name)
-    allowed = _allowed(msgspec.inspect.type_info(field.type))
+    allowed = allowed_values(msgspec.inspect.type_info(field.type))
     return ConfigError(f"{source}: setting {name} can't be {shown}; give {allowed}")
-
-
-def _allowed(kind: msgspec.inspect.Type) -> str:
-    """The values that a setting of this type may have, as text."""
-    if isinstance(kind, msgspec.inspect.IntType | msgspec.inspect.FloatType):
-        number = "a whole number" if isinstance(kind, msgspec.inspect.IntType) else "a finite number"
-        if kind.ge is not None and kind.le is not None:
-            return f"{number} from {kind.ge:,.12g} to {kind.le:,.12g}"
-        return (
-            f"{number} of at least {kind.ge:,.12g}" if kind.ge is not None else f"{number} above {kind.gt or 0:,.12g}"
-        )
-    if isinstance(kind, msgspec.inspect.VarTupleType) and getattr(kind.item_type, "pattern", None):
-        return f"{_allowed(kind.item_type)}; several are separated by commas"
-    if isinstance(kind, msgspec.inspect.StrType) and kind.pattern:
-        pattern = kind.pattern.removeprefix(r"\A").removesuffix(r"\Z")
-        return " or ".join(pattern.strip("()").split("|")) if "|" in pattern else f"text of the form {pattern}"
-    return "text" if isinstance(kind, msgspec.inspect.StrType) else "one or more names, separated by commas"

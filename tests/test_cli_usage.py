@@ -34,7 +34,9 @@ NAMES = [
     *("key init", "key node", "key rotate", "key revoke", "key status"),
     "retag",
     *("sql upgrade", "sql downgrade", "sql status"),
-    *("resync", "doctor"),
+    "resync",
+    *("config show", "config check", "config sample"),
+    *("completion", "doctor"),
 ]
 REAL = ["--broker", "amqp://127.0.0.1:1", "--store", "memcached://127.0.0.1:1"]
 
@@ -125,6 +127,7 @@ class TestHelp:
         ["key", "status", "--keys-file", "nowhere.keys"],
         ["key", "node", "--keys-file", "nowhere.keys", "a b"],
         ["update", *REAL, "web-1"],
+        ["config", "check", "--config", "nowhere.toml"],
     ],
     ids=" ".join,
 )

@@ -46,6 +46,10 @@ COMMANDS: Final = {
     "retag": CommandEntry("nodestate.cli.retag", "command", "Renew the tags of allocations after a change of secrets."),
     "sql": CommandEntry("nodestate.cli.sql", "command", "Create the database's tables, or bring them up to date."),
     "resync": CommandEntry("nodestate.cli.resync", "command", "Ask agents for full reports."),
+    "config": CommandEntry("nodestate.cli.config", "command", "Show and check the settings; print a settings file."),
+    "completion": CommandEntry(
+        "nodestate.cli.completion", "command", "Print a script with which a shell completes commands and nodes."
+    ),
     "doctor": CommandEntry(
         "nodestate.cli.doctor.command", "command", "Report the faults of the cell, each with a remedy."
     ),

@@ -23,7 +23,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from nodestate.cli.logs import FORMATS, LEVELS, mask_secrets_of, set_up_logs
-from nodestate.config import Config, load
+from nodestate.config import Config, LoadedConfig, load, load_with_sources
 from nodestate.designs import DESIGNS
 from nodestate.errors import BadRequestError, ConfigError, NodestateError, NotFoundError
 from nodestate.ports import StoreRole
@@ -79,6 +79,10 @@ class Run:
     def settings(self, **flags: Any) -> Config:
         """Return the settings with a command's own options on top. Raises ``ConfigError`` if one does not fit."""
         return _load({**self._flags, **flags}, self._file)
+
+    def loaded_settings(self) -> LoadedConfig:
+        """Return the settings and where each of them came from."""
+        return load_with_sources(self._flags, file=self._file)
 
     def common_option(self, name: str) -> Any:
         """Return the value of a common option (broker, store, cell or partitions), None if it was not given."""

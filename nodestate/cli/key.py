@@ -15,6 +15,7 @@ from nodestate.auth.keys import KEY_ID_PATTERN, CellKeys, Secret
 from nodestate.cli import operator_key
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.doctor.findings import span_text
+from nodestate.cli.node_name import NODE
 from nodestate.config import Config
 from nodestate.errors import ConfigError
 from nodestate.model import NODE_NAME_PATTERN
@@ -87,7 +88,7 @@ def init(run: Run, keys_file: str | None, operator: bool) -> None:
     summary="Write the keys of a node, for its agent.",
     example=f"nodestate key node compute-0001 {_EXAMPLE_FILE} --out compute-0001.keys",
 )
-@click.argument("nodes", nargs=-1, required=True)
+@click.argument("nodes", type=NODE, nargs=-1, required=True)
 @click.option(
     "--out",
     metavar="FILE",

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from nodestate.cli.command import Run, cell_command
+from nodestate.cli.node_name import NODE
 from nodestate.cli.scheduling import (
     explain_option,
     explanation_json,
@@ -31,7 +32,9 @@ from nodestate.scheduling.request import STORED_FIELDS
     example="nodestate migrate web-1 --explain\nnodestate migrate web-1 --to compute-0002",
 )
 @click.argument("instance")
-@click.option("--to", default="", metavar="NODE", help="Move to this node only.", show_default="the best node")
+@click.option(
+    "--to", type=NODE, default="", metavar="NODE", help="Move to this node only.", show_default="the best node"
+)
 @timeout_option
 @explain_option
 @max_age_option
@@ -55,7 +58,7 @@ def migrate(
 
 
 @cell_command("evacuate", example="nodestate evacuate compute-0001 --timeout 300")
-@click.argument("node")
+@click.argument("node", type=NODE)
 @timeout_option
 @max_age_option
 @node_max_age_option

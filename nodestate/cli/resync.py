@@ -9,6 +9,7 @@ import click
 from nodestate.broker import KombuResyncSender, collect_census
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.inspection import read_control
+from nodestate.cli.node_name import NODE
 from nodestate.config import Config
 from nodestate.errors import NotFoundError
 from nodestate.ports import Resync
@@ -16,7 +17,9 @@ from nodestate.text import count_text
 
 
 @cell_command("resync", example="nodestate resync --node compute-0001 --node compute-0002")
-@click.option("--node", "nodes", multiple=True, metavar="NAME", help="Ask this node. Can be given several times.")
+@click.option(
+    "--node", "nodes", type=NODE, multiple=True, metavar="NAME", help="Ask this node. Can be given several times."
+)
 @click.option(
     "--partition",
     "numbers",

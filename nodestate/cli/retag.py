@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from nodestate.cli.command import Run, cell_command
+from nodestate.cli.node_name import NODE
 from nodestate.cli.scheduling import max_age_option, open_scheduler, progress, timeout_option
 from nodestate.text import count_text
 
@@ -16,7 +17,7 @@ SHOWN_COUNT: Final = 20
 
 
 @cell_command("retag", example="nodestate retag\nnodestate retag compute-0001 --adopt")
-@click.argument("nodes", metavar="[NODE…]", nargs=-1)
+@click.argument("nodes", type=NODE, metavar="[NODE…]", nargs=-1)
 @click.option(
     "--adopt",
     is_flag=True,

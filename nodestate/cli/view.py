@@ -17,6 +17,7 @@ from rich.text import Text
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.event_stream import reports_of
 from nodestate.cli.inspection import selected_designs
+from nodestate.cli.node_name import NODE
 from nodestate.designs.reader import Reader
 from nodestate.errors import CorruptItemError, NodestateError, StaleViewError
 from nodestate.model import NodeRecord
@@ -78,7 +79,7 @@ class NothingReadError(NodestateError):
     metavar="S",
     help="Wait up to S seconds for a view within the accepted ages.",
 )
-@click.option("--node", "only", metavar="NAME", help="Print this node only, with its full state.")
+@click.option("--node", "only", type=NODE, metavar="NAME", help="Print this node only, with its full state.")
 @click.option(
     "--limit",
     type=click.IntRange(0),
