@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
+from starlette.datastructures import Headers
 
 from nodestate.serve.parameters import NoParameters
+from nodestate.serve.responses import ApiResponse
 from nodestate.serve.service import Service
+from nodestate.serve.tokens import Role, TokenHolder
 
 P = TypeVar("P", bound=msgspec.Struct)
-
-Role = Literal["open", "read", "schedule", "operate"]
-"""``open``: no token is needed. The other roles rise in this order, and each includes those before it."""
 
 VIEW_HEADERS: Final = {
     "Nodestate-Position": "The commits that the view is as of, as one word to compare and to give as position.",
@@ -31,35 +31,25 @@ class ApiCall(Generic[P]):
     parameters: P
     body: Any
     """The decoded body, of the type that the route declares; None if it declares none."""
-    headers: Mapping[str, str]
-    """The headers of the request; names are in lower case."""
+    headers: Headers
+    """The headers of the request; a look-up ignores the case of names."""
     media_type: str
     """Media type of the response that the client prefers: ``application/json`` or ``application/x-msgpack``."""
     arrived_at: float
     """Monotonic time at which the request arrived."""
-    caller: str
-    """Name of the caller: that of the token, or the address without tokens."""
-
-
-@dataclass(frozen=True)
-class ApiResponse:
-    """The response of a handler."""
-
-    value: Any = None
-    """The document to encode in the media type of the call."""
-    encoded: bytes | None = None
-    """The encoded document, if the handler encoded it."""
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-    media_type: str = ""
-    """Media type of ``encoded``; empty: that of the call."""
+    holder: TokenHolder | None
+    """The holder of the request's token; None if the service has no tokens or the route is open."""
+    is_tls: bool
+    """True if the request came by TLS."""
+    abort: Callable[[], None]
+    """Drops the client at once, without a response."""
 
 
 @dataclass(frozen=True)
 class ApiRoute:
     """One route of the HTTP API."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     """Path, with ``{name}`` for parameters in it."""
     summary: str

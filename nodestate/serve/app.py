@@ -10,34 +10,49 @@ from typing import Any, Final
 import msgspec
 import structlog
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nodestate.errors import NodestateError
-from nodestate.serve import cell_routes, node_routes, view_routes
-from nodestate.serve.api_route import ApiCall, ApiResponse, ApiRoute
+from nodestate.serve import cell_routes, node_routes, session_routes, view_routes
+from nodestate.serve.access import Access
+from nodestate.serve.api_route import ApiCall, ApiRoute
 from nodestate.serve.encoding import JSON, encode, preferred_media_type
+from nodestate.serve.guarded_protocol import ABORT
+from nodestate.serve.limits import Limits
 from nodestate.serve.openapi import openapi_document
 from nodestate.serve.parameters import parameters_of
-from nodestate.serve.problems import MEDIA_TYPE, ProblemError, bad_request, blank, problem, problem_of
+from nodestate.serve.problems import ProblemError, bad_request, blank, problem, problem_of
+from nodestate.serve.responses import problem_response
 from nodestate.serve.service import Service
-
-MAX_BODY_BYTES: Final = 1_000_000
-"""Largest body of a request."""
 
 _log: Final = structlog.get_logger("nodestate.serve.app")
 
-ROUTES: Final[tuple[ApiRoute, ...]] = (*view_routes.ROUTES, *node_routes.ROUTES, *cell_routes.ROUTES)
+ROUTES: Final[tuple[ApiRoute, ...]] = (
+    *view_routes.ROUTES,
+    *node_routes.ROUTES,
+    *cell_routes.ROUTES,
+    *session_routes.ROUTES,
+)
 """All routes but that of the OpenAPI document, which describes them."""
 
 
-def create_app(service: Service, *, debug: bool = False) -> Starlette:
+def create_app(
+    service: Service, access: Access | None = None, limits: Limits | None = None, *, debug: bool = False
+) -> ASGIApp:
     """Return the application. It starts the service when the server starts, and stops it when the server stops.
 
-    ``debug``: raise the errors of handlers that have no problem; for tests.
+    Args:
+        service: the parts behind the routes.
+        access: the checks of hosts and tokens; None: without tokens.
+        limits: the limits of requests.
+        debug: raise the errors of handlers that have no problem; for tests.
     """
+    access, limits = access or Access(), limits or Limits()
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -52,55 +67,86 @@ def create_app(service: Service, *, debug: bool = False) -> Starlette:
     async def get_openapi(_request: Request) -> Response:
         return Response(document, media_type=JSON)
 
-    routes = [Route(route.path, _endpoint(service, route), methods=[route.method]) for route in ROUTES]
+    by_path: dict[str, dict[str, ApiRoute]] = {}
+    for route in ROUTES:
+        by_path.setdefault(route.path, {})[route.method] = route
+    routes = [
+        Route(path, _endpoint(service, access, limits, of_path), methods=list(of_path))
+        for path, of_path in by_path.items()
+    ]
     routes.append(Route("/openapi.json", get_openapi, methods=["GET"]))
-    return Starlette(
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
         exception_handlers={HTTPException: _on_http_error, **({} if debug else {Exception: _on_error})},
     )
 
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                access.require_direct(scope["scheme"], Headers(scope=scope))
+            except ProblemError as error:
+                await problem_response(error)(scope, receive, send)
+                return
+        await app(scope, receive, send)
 
-def _endpoint(service: Service, route: ApiRoute) -> Callable[[Request], Awaitable[Response]]:
+    return checked
+
+
+def _endpoint(
+    service: Service, access: Access, limits: Limits, routes: dict[str, ApiRoute]
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return the function for one path. ``routes``: its routes by method."""
+
     async def endpoint(request: Request) -> Response:
+        route = routes["GET" if request.method == "HEAD" else request.method]
         try:
-            call = await _call_of(service, route, request)
-            return _encoded(await route.handler(call), call.media_type)
+            call = await _call_of(service, access, limits, route, request)
+            return service.responder.respond(await route.handler(call), call.media_type)
         except (NodestateError, ProblemError) as error:
-            return _problem_response(problem_of(error))
+            return problem_response(problem_of(error))
 
     return endpoint
 
 
-async def _call_of(service: Service, route: ApiRoute, request: Request) -> ApiCall[Any]:
+async def _call_of(service: Service, access: Access, limits: Limits, route: ApiRoute, request: Request) -> ApiCall[Any]:
     """Check a request and return it as a call. Raises ``ProblemError`` if it is refused."""
     arrived_at = time.monotonic()
-    body = await _body_of(request)
+    holder = access.require_role(route.role, request.method, request.headers)
+    body = await _body_of(request, limits.max_body_bytes)
     parameters = parameters_of(route.parameters, request.path_params, request.query_params.multi_items())
     return ApiCall(
         service,
         parameters,
         _decoded(body, route.body) if route.body is not None else None,
-        dict(request.headers),
+        request.headers,
         preferred_media_type(request.headers.get("accept", "")),
         arrived_at,
-        request.client.host if request.client else "",
+        holder,
+        is_tls=request.url.scheme == "https",
+        abort=request.scope.get(ABORT, lambda: None),
     )
 
 
-async def _body_of(request: Request) -> bytes:
+async def _body_of(request: Request, max_bytes: int) -> bytes:
     body = bytearray()
+    declared = request.headers.get("content-length", "0")
+    size = int(declared) if declared.isdecimal() else 0
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise problem(
-                    "too-large",
-                    f"the body has more than {MAX_BODY_BYTES:,} bytes, the most that this service accepts",
-                    headers={"Connection": "close"},
-                )
+        if size <= max_bytes:
+            async for chunk in request.stream():
+                body += chunk
+                size = max(size, len(body))
+                if size > max_bytes:
+                    break
     except ClientDisconnect:
         raise blank(400, "the client closed the connection before the end of its request") from None
+    if size > max_bytes:
+        raise problem(
+            "too-large",
+            f"the body has more than {max_bytes:,} bytes, the most that this service accepts (--max-body-bytes)",
+            headers={"Connection": "close"},
+        )
     return bytes(body)
 
 
@@ -112,30 +158,16 @@ def _decoded(body: bytes, kind: type[msgspec.Struct]) -> Any:
         raise bad_request(path.strip("`.") or "body", reason) from None
 
 
-def _encoded(response: ApiResponse, media_type: str) -> Response:
-    if response.status == 304:
-        return Response(status_code=304, headers=response.headers)
-    body = response.encoded if response.encoded is not None else encode(response.value, media_type)
-    headers = {"Cache-Control": "no-cache", "Vary": "Accept", **response.headers}
-    return Response(body, response.status, headers, media_type=response.media_type or media_type)
-
-
-def _problem_response(error: ProblemError) -> Response:
-    return Response(
-        encode(error.document, JSON), error.document.status, {"Cache-Control": "no-store", **error.headers}, MEDIA_TYPE
-    )
-
-
 async def _on_http_error(_request: Request, error: Exception) -> Response:
     """Answer requests for which there is no route."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
-        return _problem_response(problem("not-found", "there is no such path; /openapi.json describes all paths"))
+        return problem_response(problem("not-found", "there is no such path; /openapi.json describes all paths"))
     headers = dict(error.headers or {})
-    return _problem_response(blank(error.status_code, f"{error.detail}; /openapi.json describes all paths", headers))
+    return problem_response(blank(error.status_code, f"{error.detail}; /openapi.json describes all paths", headers))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     """Answer a request whose handler failed; the log has the traceback."""
     _log.error("a request failed", path=request.url.path, exc_info=error)
-    return _problem_response(blank(500, "the service failed to answer: its log has the cause"))
+    return problem_response(blank(500, "the service failed to answer: its log has the cause"))

@@ -9,8 +9,9 @@ from msgspec import Meta
 
 from nodestate.designs.control import record_from_settings
 from nodestate.errors import StaleViewError
-from nodestate.serve.api_route import ApiCall, ApiResponse, ApiRoute
+from nodestate.serve.api_route import ApiCall, ApiRoute
 from nodestate.serve.problems import problem
+from nodestate.serve.responses import ApiResponse
 from nodestate.view.documents import finite_or_none
 
 

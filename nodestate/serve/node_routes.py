@@ -13,11 +13,12 @@ from msgspec import Meta
 from nodestate.errors import CorruptItemError, NotFoundError, StaleViewError
 from nodestate.model import NodeRecord
 from nodestate.model.partitioning import partition_of
-from nodestate.serve.api_route import VIEW_HEADERS, ApiCall, ApiResponse, ApiRoute
+from nodestate.serve.api_route import VIEW_HEADERS, ApiCall, ApiRoute
 from nodestate.serve.encoding import encode
 from nodestate.serve.feeds import read_within
 from nodestate.serve.node_history import NodeEvent
 from nodestate.serve.parameters import BoundParameters, NodeNameParameter
+from nodestate.serve.responses import ApiResponse
 from nodestate.serve.view_routes import ZoneParameter, judge, view_headers
 from nodestate.view.documents import (
     FreeState,

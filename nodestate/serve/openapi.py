@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
 
 from nodestate import __version__
+from nodestate.serve.access import COOKIE, MISDIRECTED
 from nodestate.serve.api_route import ApiRoute
 from nodestate.serve.parameters import NoParameters, is_required
 from nodestate.serve.problems import MEDIA_TYPE, PROBLEM_TYPES, ProblemDocument
@@ -41,7 +43,15 @@ def openapi_document(routes: Iterable[ApiRoute]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "A token of the file."}},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "A token of the service's file."},
+                "cookie": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": COOKIE,
+                    "description": "The token as a cookie, from POST /v1/session.",
+                },
+            },
         },
     }
 
@@ -65,13 +75,17 @@ def _operation(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
             "description": "The client has this view already, as its If-None-Match says.",
             "headers": {"ETag": _header("The view that the client has."), **_headers(route)},
         }
-    kinds = [*EVERY_ROUTE, *route.problems]
+    kinds = [*EVERY_ROUTE, "unauthorized", *route.problems]
     if route.role != "open":
-        operation["security"] = [{"token": []}]
+        operation["security"] = [{"token": []}, *([{"cookie": []}] if route.method == "GET" else [])]
         operation["description"] = f"Needs a token of the role {route.role} if the service has tokens."
-        kinds.append("unauthorized")
     for status, kinds_of_status in _by_status(kinds).items():
         operation["responses"][status] = _problem_response(kinds_of_status, schema_of)
+    for blank in (HTTPStatus(MISDIRECTED), HTTPStatus.INTERNAL_SERVER_ERROR):
+        operation["responses"][str(blank.value)] = {
+            "description": f"about:blank: {blank.phrase}",
+            "content": {MEDIA_TYPE: {"schema": schema_of[ProblemDocument]}},
+        }
     return operation
 
 

@@ -9,6 +9,7 @@ from nodestate.config import Config
 from nodestate.designs.reader import Reader
 from nodestate.serve.feeds import Feeds
 from nodestate.serve.node_history import NodeHistory
+from nodestate.serve.responses import Responder
 from nodestate.serve.view_feed import PublishedView
 from nodestate.serve.workers import Workers
 
@@ -27,6 +28,8 @@ class Service:
         """The threads that read views."""
         self.history = NodeHistory()
         """The last events of each node."""
+        self.responder = Responder()
+        """Makes responses, and counts the bytes that clients have not taken."""
         self.workers = Workers()
         """Threads for encoding."""
 

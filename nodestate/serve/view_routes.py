@@ -9,10 +9,11 @@ import msgspec
 import xxhash
 from msgspec import Meta
 
-from nodestate.serve.api_route import VIEW_HEADERS, ApiCall, ApiResponse, ApiRoute
+from nodestate.serve.api_route import VIEW_HEADERS, ApiCall, ApiRoute
 from nodestate.serve.encoding import encode
 from nodestate.serve.feeds import read_within
 from nodestate.serve.parameters import BoundParameters
+from nodestate.serve.responses import ApiResponse
 from nodestate.serve.view_feed import PublishedView
 from nodestate.view.documents import ViewDocument, finite_or_none, view_document, zone_of
 from nodestate.view.view import View

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -12,7 +13,9 @@ import httpx
 from harness.waiting import PATIENCE_S, wait_until
 from nodestate.config import Config
 from nodestate.designs.reader import Reader
+from nodestate.serve.access import Access
 from nodestate.serve.app import create_app
+from nodestate.serve.limits import Limits
 from nodestate.serve.server import listen, run_server
 from nodestate.serve.service import Service
 from nodestate.testing import FaultyStore, MemoryStore
@@ -26,6 +29,10 @@ class RunningService:
         config: settings of the cell.
         open_reader: opens the reader of the service; None: by the settings.
         address: where the server listens.
+        access: the checks of hosts and tokens.
+        limits: the limits of the server.
+        tls: the context for TLS.
+        debug: raise the errors of handlers.
     """
 
     def __init__(
@@ -34,11 +41,16 @@ class RunningService:
         open_reader: Callable[[], Reader] | None = None,
         *,
         address: str = "127.0.0.1:0",
-        **options: Any,
+        access: Access | None = None,
+        limits: Limits | None = None,
+        tls: ssl.SSLContext | None = None,
+        debug: bool = True,
     ) -> None:
         self.service = Service(config, open_reader)
-        self.listener = listen(address)
-        self._app = create_app(self.service, **options)
+        self.listener = listen(address, tls=tls is not None)
+        self._limits = limits or Limits()
+        self._tls = tls
+        self._app = create_app(self.service, access, self._limits, debug=debug)
         self._stopping = self._started = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.client = httpx.Client(base_url=self.listener.url, timeout=PATIENCE_S, trust_env=False)
@@ -50,7 +62,9 @@ class RunningService:
         return cls(world.config, lambda: Reader(world.config, stores=stores, clock=world.clock), **options)
 
     def _run(self) -> None:
-        run_server(self._app, self.listener, lambda: self._stopping, self._note_start)
+        run_server(
+            self._app, self.listener, lambda: self._stopping, self._note_start, limits=self._limits, tls=self._tls
+        )
 
     def _note_start(self) -> None:
         self._started = True

@@ -37,13 +37,13 @@ def world() -> SimulatedCell:
 @pytest.fixture(scope="module")
 def calm() -> Iterator[RunningService]:
     """A service of a cell in which nothing happens, for tests that only read."""
-    with RunningService.over(new_world(), debug=True) as running:
+    with RunningService.over(new_world()) as running:
         yield running
 
 
 @pytest.fixture
 def running(world: SimulatedCell) -> Iterator[RunningService]:
-    with RunningService.over(world, debug=True) as running:
+    with RunningService.over(world) as running:
         yield running
 
 
@@ -203,7 +203,7 @@ def test_a_node_that_may_exist_is_not_called_missing(world: SimulatedCell, runni
     assert running.get("/v1/nodes/node-9").status_code == 404
     for server in world.servers:
         server.flush()
-    answer = running.get("/v1/nodes/node-9?wait=10s&max_age=1000000")
+    answer = running.get("/v1/nodes/node-9?max_age=1000000")
     assert (answer.status_code, answer.json()["type"]) == (503, "stale-view")
 
 

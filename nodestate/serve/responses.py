@@ -1,0 +1,91 @@
+"""The responses to clients, and the bytes of them that clients have not taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from nodestate.serve.encoding import JSON, encode
+from nodestate.serve.limits import LARGE_BYTES, MAX_UNSENT_BYTES
+from nodestate.serve.problems import MEDIA_TYPE, ProblemError, problem
+
+
+@dataclass(frozen=True)
+class ApiResponse:
+    """The response of a handler."""
+
+    value: Any = None
+    """The document to encode in the media type of the call."""
+    encoded: bytes | None = None
+    """The encoded document, if the handler encoded it."""
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    media_type: str = ""
+    """Media type of ``encoded``; empty: that of the call."""
+    asgi: Response | None = None
+    """The whole response, if the handler sends it itself, as a stream does."""
+
+
+class Responder:
+    """Makes the responses of handlers. Belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self.unsent_bytes = 0
+        """Bytes of large responses that clients have not taken."""
+
+    def respond(self, response: ApiResponse, media_type: str) -> Response:
+        """Return the response of a handler.
+
+        Raises ``ProblemError`` of the type ``overloaded`` if slow clients hold too many bytes of large responses.
+        """
+        if response.status in (HTTPStatus.NOT_MODIFIED, HTTPStatus.NO_CONTENT):
+            return Response(status_code=response.status, headers=response.headers)
+        if response.asgi is not None:
+            return response.asgi
+        body = response.encoded if response.encoded is not None else encode(response.value, media_type)
+        headers = {"Cache-Control": "no-cache", "Vary": "Accept", **response.headers}
+        media_type = response.media_type or media_type
+        if len(body) <= LARGE_BYTES:
+            return Response(body, response.status, headers, media_type)
+        if self.unsent_bytes + len(body) > MAX_UNSENT_BYTES:
+            raise problem(
+                "overloaded",
+                f"clients have not taken {self.unsent_bytes:,} bytes of responses; repeat the request later, or ask "
+                "for less with fields or zone",
+            )
+        return _LargeResponse(self, body, response.status, headers, media_type)
+
+
+class _LargeResponse(Response):
+    """A response that is sent in pieces, each once the client has taken most of those before it."""
+
+    def __init__(
+        self, responder: Responder, body: bytes, status: int, headers: dict[str, str], media_type: str
+    ) -> None:
+        super().__init__(body, status, headers, media_type)
+        self._responder = responder
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        del scope, receive
+        body = memoryview(self.body)
+        self._responder.unsent_bytes += len(body)
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for begin in range(0, len(body), LARGE_BYTES):
+                end = begin + LARGE_BYTES
+                piece = bytes(body[begin:end])
+                await send({"type": "http.response.body", "body": piece, "more_body": end < len(body)})
+        finally:
+            self._responder.unsent_bytes -= len(body)
+
+
+def problem_response(error: ProblemError) -> Response:
+    """Return the response for a problem."""
+    headers = {"Cache-Control": "no-store", **error.headers}
+    return Response(encode(error.document, JSON), error.document.status, headers, MEDIA_TYPE)

@@ -1,0 +1,107 @@
+"""Hostile clients: each is refused or dropped, while a reader beside them is served as before."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import httpx
+import pytest
+
+from harness.waiting import PATIENCE_S, wait_until
+from nodestate.serve.limits import Limits
+from tests.machines.simulated_cell import SimulatedCell
+from tests.serve.running_service import RunningService
+
+LIMITS = Limits(max_connections=20, max_streams=2, max_body_bytes=1_000, request_timeout_s=0.5, write_timeout_s=0.5)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[RunningService]:
+    """A service with low limits, of a cell whose view is too large for the buffers of a connection."""
+    world = SimulatedCell(designs=("snapshot",))
+    world.start_member([0, 1], [])
+    for number in range(100):
+        world.start_agent(f"node-{number}", {"namespaces": {"test": {"text": "x" * 100_000}}})
+    world.run_well(60)
+    with RunningService.over(world, limits=LIMITS) as running:
+        yield running
+
+
+def connect(running: RunningService) -> socket.socket:
+    """Return a connection with a small buffer, so that it does not take a whole response which the test leaves."""
+    host, _, port = running.listener.url.removeprefix("http://").rpartition(":")
+    connection = socket.socket()
+    connection.settimeout(PATIENCE_S)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    connection.connect((host, int(port)))
+    return connection
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """Return all bytes until the server closes the connection."""
+    received = b""
+    try:
+        while piece := connection.recv(65_536):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def test_a_body_that_is_too_large_is_refused(running: RunningService) -> None:
+    for body in (b"x" * 1_001, (b"x" * 300 for _ in range(10))):
+        refused = running.client.post("/v1/session", content=body)
+        assert (refused.status_code, refused.json()["type"]) == (413, "too-large")
+        assert "--max-body-bytes" in refused.json()["detail"]
+    with connect(running) as connection:  # it declares more than any machine has, and sends nothing
+        connection.sendall(b"POST /v1/session HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999999999\r\n\r\n")
+        assert read_to_end(connection).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_client_that_does_not_send_its_whole_request_is_dropped(running: RunningService) -> None:
+    with ExitStack() as stack:
+        connections = [stack.enter_context(connect(running)) for _ in range(3)]
+        connections[1].sendall(b"GET /v1/view HTTP/1.1\r\nHost: ")
+        connections[2].sendall(b"POST /v1/session HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx")
+        for connection in connections:
+            read_to_end(connection)
+    assert running.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "sent", [b"\x16\x03\x01\x02\x00\x01", b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET /" + b"x" * 100_000]
+)
+def test_bytes_that_are_no_request_are_answered_by_a_problem(running: RunningService, sent: bytes) -> None:
+    with connect(running) as connection:
+        connection.sendall(sent)
+        answer = read_to_end(connection)
+    assert answer.startswith(b"HTTP/1.1 4")
+    assert b"application/problem+json" in answer
+
+
+def test_a_client_that_does_not_take_its_response_is_dropped(running: RunningService) -> None:
+    """The response is larger than all buffers on the way, so the server waits for the client, but not for ever."""
+    whole = len(running.get("/v1/view?max_age=1000000").content)
+    assert whole > 8_000_000
+    with connect(running) as connection:
+        connection.sendall(b"GET /v1/view?max_age=1000000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(10).startswith(b"HTTP/1.1")
+        wait_until(lambda: not running.service.responder.unsent_bytes, "the client is not dropped", poll_s=0.1)
+        assert len(read_to_end(connection)) < whole
+
+
+def test_connections_above_the_limit_are_refused_and_those_below_it_served(running: RunningService) -> None:
+    """The client beside, which has a connection already, is served all the time."""
+    assert running.get("/livez").status_code == 200
+    with ExitStack() as stack:
+        for _ in range(LIMITS.max_connections + 5):
+            connection = stack.enter_context(connect(running))
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n")  # never completed
+        with httpx.Client(base_url=running.listener.url, trust_env=False) as late:
+            refused = late.get("/livez")
+            assert (refused.status_code, refused.json()["type"]) == (503, "overloaded")
+            assert "--max-connections" in refused.json()["detail"]
+        assert running.get("/livez").status_code == 200
+    wait_until(lambda: httpx.get(f"{running.listener.url}/livez", trust_env=False).status_code == 200, "no recovery")
