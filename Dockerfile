@@ -6,7 +6,7 @@ WORKDIR /src
 COPY requirements.lock ./
 RUN pip download --no-cache-dir --require-hashes --requirement requirements.lock --dest /wheels \
  && pip install --no-cache-dir --no-index --find-links /wheels hatchling
-COPY pyproject.toml LICENSE ./
+COPY pyproject.toml LICENSE README.md ./
 COPY nodestate ./nodestate
 # From here on pip uses only the checked files, and installs only the packages that nodestate needs to run. So the
 # environment has the versions of the lock, and no development tools, not even pip. pip compiles the modules as well:
@@ -14,10 +14,15 @@ COPY nodestate ./nodestate
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
  && python -m venv --without-pip /opt/nodestate \
  && pip --python /opt/nodestate/bin/python install --no-cache-dir --no-index --find-links /wheels \
-        'nodestate[ed25519,redis,sql]'
+        'nodestate[ed25519,redis,serve,sql]'
 
 # The same base image, because the environment refers to its Python.
 FROM python:3.11-slim-bookworm
+# `make sbom` writes the list of the packages in this image.
+LABEL org.opencontainers.image.title="nodestate" \
+      org.opencontainers.image.description="The state of every compute node, in memcached and a message queue" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="docker.io/library/python:3.11-slim-bookworm"
 # An agent keeps its incarnation here and must find it after a restart: mount a volume. A new named volume takes over
 # the owner of the folder.
 RUN useradd --uid 10001 --no-create-home nodestate \

@@ -14,7 +14,7 @@ FUZZ_ARGS   ?=
 BENCH_ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-loaded explore fuzz check lint types fast bench lock clean
+.PHONY: help demo test test-all test-loaded explore fuzz check lint types fast bench man lock sbom clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -67,8 +67,23 @@ lock:  ## pin all dependencies again, with hashes
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
 	    --no-emit-index-url --custom-compile-command "make lock" --extra dev --output-file requirements.lock pyproject.toml
 
+man: $(READY)  ## write a page of the manual for each command into build/man
+	$(BIN)/python docs/man_pages.py build/man
+
+# The list of the packages that the image has, in the form of CycloneDX, which scanners of vulnerabilities read. Its tool
+# stands beside the environment, as that of `lock` does.
+sbom:  ## write the software bill of materials of the image, build/sbom.json
+	test -x .venv-sbom/bin/cyclonedx-py || { $(PYTHON) -m venv .venv-sbom && \
+	    .venv-sbom/bin/pip install --quiet cyclonedx-bom uv; }
+	mkdir -p build
+	.venv-sbom/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --constraints requirements.lock --extra ed25519 --extra redis --extra serve --extra sql \
+	    --output-file build/image.lock pyproject.toml
+	.venv-sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON \
+	    --output-file build/sbom.json build/image.lock
+
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-lock $(INSTALL_LOG) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lock .venv-sbom $(INSTALL_LOG) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- the environment ------------------------------------------------------------------------------
