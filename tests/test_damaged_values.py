@@ -19,6 +19,7 @@ from nodestate.model import NodeRecord
 from nodestate.store import keys
 from nodestate.store.damage import DAMAGE, DamageLog
 from nodestate.testing import ManualClock, MemoryDatabase, MemoryServer
+from nodestate.view.documents import view_document
 from tests.partition_owner import LEASE_S, Owner, Watcher, held, report
 from tests.planted_values import content, item_at, keys_with, plant, replace, sealed, with_field
 from tests.scheduling.fleets import ChangingPartition, host
@@ -389,9 +390,9 @@ def plant_checkpoint(cell: OnePartitionCell, state: bytes) -> None:
 
 def test_the_command_view_shows_all_nodes_if_the_stored_state_of_one_is_damaged() -> None:
     damaged = msgspec.structs.replace(host("a", vcpu=8), rest=b"\x81\xc1")
-    view, names = ChangingPartition(damaged, host("b", vcpu=8)).view, list[str]()
-    nodes = view_command.as_json(view, None, names)["nodes"]
-    assert (names, nodes["a"]["state"], bool(nodes["b"]["state"])) == (["a"], {}, True)
+    view = ChangingPartition(damaged, host("b", vcpu=8)).view
+    document = view_document(view)
+    assert (document.damaged, document.nodes["a"].state, bool(document.nodes["b"].state)) == (["a"], {}, True)
     run = SimpleNamespace(out=Console(file=io.StringIO(), width=200), err=Console(file=io.StringIO(), width=200))
     view_command._print(run, view, 0, "")  # type: ignore[arg-type]  # only its consoles are used
     assert [line.split()[:2] for line in run.out.file.getvalue().splitlines()[2:4]] == [["a", "up"], ["b", "up"]]

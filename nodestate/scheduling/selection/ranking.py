@@ -108,7 +108,7 @@ class Ranking:
                 score[row] -= self.loss_of_weight(loss) / TIE_WIDTH
             score[list(exclude)] = -np.inf
         if count == 1:
-            row = int(score.argmax())
+            row = int(np.argmax(score))
             return [row] if score[row] != -np.inf else []
         top = np.argpartition(score, -count)[-count:] if count < len(score) else np.arange(len(score))
         top = top[np.argsort(-score[top], kind="stable")]

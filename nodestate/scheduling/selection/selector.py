@@ -228,7 +228,7 @@ class Selector:
         if not left.any():
             return ()
         most = {
-            name: int(fleet.free[name][fleet.all][left].max()) if name in fleet.free else 0
+            name: int(np.max(fleet.free[name][fleet.all][left])) if name in fleet.free else 0
             for name in request.resources
         }
         return tuple(
