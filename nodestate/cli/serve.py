@@ -121,8 +121,9 @@ def command(
         )
         if warning:
             run.err.print(f"nodestate: {warning}", markup=False, soft_wrap=True)
-        app = create_app(Service(run.config), access, limits)
+        service = Service(run.config, max_streams=max_streams)
         with stop_on_signals(seconds) as stop:
-            run_server(app, listener, stop, print_address, limits=limits, tls=tls)
+            app = create_app(service, access, limits)
+            run_server(app, listener, stop, print_address, service.end_waits, limits=limits, tls=tls)
     finally:
         listener.close()

@@ -56,7 +56,7 @@ class ApiRoute:
     """One sentence for the OpenAPI document and the reference."""
     handler: Callable[[ApiCall[Any]], Awaitable[ApiResponse]]
     response: Any
-    """Type of the response: a struct."""
+    """Type of the response: a struct; None for a stream."""
     parameters: type[msgspec.Struct] = NoParameters
     """The parameters; those not in the path are in the query."""
     body: type[msgspec.Struct] | None = None
@@ -71,5 +71,7 @@ class ApiRoute:
     """Headers of the response, with their descriptions."""
     not_modified: bool = False
     """True if the response has an ETag, and a request with ``If-None-Match`` may be answered by 304."""
+    events: Mapping[str, type[msgspec.Struct]] = field(default_factory=dict)
+    """The events of a stream: by name, the type of their data."""
     media_types: tuple[str, ...] = ("application/json", "application/x-msgpack")
     """Media types of the response."""

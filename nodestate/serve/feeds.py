@@ -29,16 +29,16 @@ class Feeds:
     Args:
         config: settings of the cell.
         open_reader: opens the reader of the main feed.
-        on_news: as for ``ViewFeed``, of the main feed.
+        on_view: as for ``ViewFeed``, of the main feed.
     """
 
     def __init__(
         self,
         config: Config,
         open_reader: Callable[[], Reader],
-        on_news: Callable[[PublishedView | None, PublishedView], None],
+        on_view: Callable[[PublishedView | None, PublishedView], None],
     ) -> None:
-        self.main = ViewFeed(open_reader, on_news)
+        self.main = ViewFeed(open_reader, on_view)
         """The feed of the design that readers read."""
         self._config = config
         # The feeds of designs that requests named.
@@ -49,6 +49,11 @@ class Feeds:
     def start(self) -> None:
         """Start the main feed."""
         self.main.start()
+
+    def end_waits(self) -> None:
+        """Let no request wait for a refresh from now on."""
+        for feed in (self.main, *self._by_design.values()):
+            feed.end_waits()
 
     async def stop(self) -> None:
         """End all feeds."""

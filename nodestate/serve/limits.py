@@ -16,6 +16,8 @@ TLS_HANDSHAKE_TIMEOUT_S: Final = 10.0
 """Longest time for a TLS handshake."""
 KEEP_ALIVE_S: Final = 15
 """Seconds after which a connection without a request is closed."""
+MAX_STREAMS_COUNT: Final = 200
+"""Clients of ``/v1/events`` at a time, if an operator does not set it."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -23,7 +25,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     max_connections: int = 1_000
     """Connections at a time; further requests are refused with 503."""
-    max_streams: int = 200
+    max_streams: int = MAX_STREAMS_COUNT
     """Clients of ``/v1/events`` at a time; further ones are refused with 503."""
     max_body_bytes: int = 1_000_000
     """Bytes of the body of a request; larger ones are refused with 413."""

@@ -25,7 +25,8 @@ def openapi_document(routes: Iterable[ApiRoute]) -> dict[str, Any]:
     problems = list(dict.fromkeys(of_type.document for of_type in PROBLEM_TYPES.values()))
     bodies = [route.body for route in routes if route.body is not None]
     responses = [route.response for route in routes if route.response is not None]
-    kinds = list(dict.fromkeys([*problems, *responses, *bodies]))
+    events = [kind for route in routes for kind in route.events.values()]
+    kinds = list(dict.fromkeys([*problems, *responses, *bodies, *events]))
     references, components = msgspec.json.schema_components(kinds, ref_template=_REFERENCE)
     schema_of = dict(zip(kinds, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -99,7 +100,7 @@ def _by_status(kinds: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _response(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
-    schema = schema_of[route.response] if route.response is not None else {"type": "string"}
+    schema = schema_of[route.response] if route.response is not None else _stream_schema(route, schema_of)
     response: dict[str, Any] = {
         "description": route.summary,
         "content": {media_type: {"schema": schema} for media_type in route.media_types},
@@ -108,6 +109,16 @@ def _response(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
     if route.not_modified:
         headers["ETag"] = _header("Changes with the position, the query, and the stale and incomplete nodes.")
     return {**response, "headers": headers} if headers else response
+
+
+def _stream_schema(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
+    """Return the schema of a stream of events: OpenAPI has no words for their data, so an extension names it."""
+    return {
+        "type": "string",
+        "description": "Events in the format of the HTML standard, section 9.2. x-events has the type of the JSON in "
+        "the field data, by the name of the event.",
+        "x-events": {name: schema_of[kind] for name, kind in route.events.items()},
+    }
 
 
 def _headers(route: ApiRoute) -> dict[str, Any]:

@@ -128,8 +128,10 @@ class _Server(uvicorn.Server):
         protocol: type[H11Protocol],
         stop: Callable[[], bool],
         on_start: Callable[[], None],
+        on_stop: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        self._on_stop = on_stop
         self._protocol = protocol
         self._stop = stop
         self._on_start = on_start
@@ -153,6 +155,11 @@ class _Server(uvicorn.Server):
         ]
         self.started = True
         self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop as uvicorn does, once long requests were told to end."""
+        self._on_stop()
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         """Return True if the server must end; called ten times a second."""
@@ -184,6 +191,7 @@ def run_server(
     listener: Listener,
     stop: Callable[[], bool],
     on_start: Callable[[], None] = lambda: None,
+    on_stop: Callable[[], None] = lambda: None,
     *,
     limits: Limits | None = None,
     tls: ssl.SSLContext | None = None,
@@ -195,6 +203,7 @@ def run_server(
         listener: where to listen; closed at the end.
         stop: asked ten times a second.
         on_start: called once requests are accepted.
+        on_stop: called in the event loop before the server waits for running requests.
         limits: the limits of connections.
         tls: the context for TLS; None: without TLS.
     """
@@ -214,7 +223,7 @@ def run_server(
     )
     config.load()
     config.ssl = tls
-    server = _Server(config, guarded_protocol(limits), stop, on_start)
+    server = _Server(config, guarded_protocol(limits), stop, on_start, on_stop)
     try:
         asyncio.run(server._serve([listener.socket]))  # noqa: SLF001 - serve() would replace the caller's signal handlers
     finally:

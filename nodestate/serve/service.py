@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 from nodestate.config import Config
 from nodestate.designs.reader import Reader
+from nodestate.serve.event_hub import EventHub
 from nodestate.serve.feeds import Feeds
+from nodestate.serve.fleet_events import FleetEvents
+from nodestate.serve.limits import MAX_STREAMS_COUNT
 from nodestate.serve.node_history import NodeHistory
 from nodestate.serve.responses import Responder
 from nodestate.serve.view_feed import PublishedView
@@ -20,11 +23,15 @@ class Service:
     Args:
         config: settings of the cell.
         open_reader: opens the reader of the cell; None: by the settings.
+        max_streams: clients of events at a time.
     """
 
-    def __init__(self, config: Config, open_reader: Callable[[], Reader] | None = None) -> None:
+    def __init__(
+        self, config: Config, open_reader: Callable[[], Reader] | None = None, *, max_streams: int = MAX_STREAMS_COUNT
+    ) -> None:
         self.config = config
-        self.feeds = Feeds(config, open_reader or (lambda: Reader(config)), self._on_news)
+        self.max_streams = max_streams
+        self.feeds = Feeds(config, open_reader or (lambda: Reader(config)), self._on_view)
         """The threads that read views."""
         self.history = NodeHistory()
         """The last events of each node."""
@@ -32,17 +39,28 @@ class Service:
         """Makes responses, and counts the bytes that clients have not taken."""
         self.workers = Workers()
         """Threads for encoding."""
+        self.hub = EventHub()
+        """The events that clients follow."""
+        self.fleet_events = FleetEvents(self.hub, self.workers)
+        """Publishes the changes of views as events."""
 
     async def start(self) -> None:
         """Start all parts. Call it in the event loop."""
         self.feeds.start()
+
+    def end_waits(self) -> None:
+        """End all streams, and let no request wait: the server is about to stop."""
+        self.hub.close()
+        self.feeds.end_waits()
 
     async def stop(self) -> None:
         """Stop all parts, in the reverse order."""
         await self.feeds.stop()
         self.workers.close()
 
-    def _on_news(self, before: PublishedView | None, now: PublishedView) -> None:
-        """Take a view that differs from the view before."""
-        del before
-        self.history.add(now.changes, time.time())
+    def _on_view(self, before: PublishedView | None, now: PublishedView) -> None:
+        """Take a view after each refresh."""
+        if before is None or before.number != now.number:
+            self.history.add(now.changes.records, time.time())
+            self.fleet_events.on_news(before, now)
+        self.fleet_events.on_refresh(now.view)

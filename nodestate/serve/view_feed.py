@@ -14,7 +14,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
@@ -23,8 +23,7 @@ import structlog
 from nodestate.designs.control import Control
 from nodestate.designs.reader import Reader
 from nodestate.errors import NodestateError, StaleViewError
-from nodestate.model import NodeRecord
-from nodestate.view.changes import changed_records
+from nodestate.view.difference import ViewDifference, view_difference
 from nodestate.view.documents import position_text
 from nodestate.view.view import View
 
@@ -53,8 +52,8 @@ class PublishedView(NamedTuple):
     """Monotonic time at which its refresh began."""
     number: int
     """Rises with each refresh that found news: another position, or other incomplete nodes or partitions."""
-    changes: Sequence[NodeRecord]
-    """The records that are not in the view before, tombstones included; empty for the first view."""
+    changes: ViewDifference
+    """The difference to the view before; empty for the first view."""
     control: Control | None
     """The newest control record that the reader knows; None if there is none, or the feed reads a fixed design."""
 
@@ -64,13 +63,14 @@ class ViewFeed:
 
     Args:
         open_reader: opens the reader; called in the thread.
-        on_news: called in the event loop after each refresh that found news, with the view before and the new view.
+        on_view: called in the event loop after each refresh, with the view before and the present one; they have the
+            same number if the refresh found no news.
     """
 
     def __init__(
         self,
         open_reader: Callable[[], Reader],
-        on_news: Callable[[PublishedView | None, PublishedView], None] | None = None,
+        on_view: Callable[[PublishedView | None, PublishedView], None] | None = None,
     ) -> None:
         self.current: PublishedView | None = None
         """The last view that was published; None before the first one."""
@@ -79,7 +79,7 @@ class ViewFeed:
         self.used_at = time.monotonic()
         """Monotonic time at which a request last used this feed."""
         self._open_reader = open_reader
-        self._on_news = on_news
+        self._on_view = on_view
         # Set to end the pause of the thread.
         self._wake = threading.Event()
         # True once ``stop`` was called.
@@ -99,12 +99,16 @@ class ViewFeed:
         self._refreshed = self._loop.create_future()
         self._thread.start()
 
-    async def stop(self) -> None:
-        """End the thread after its present refresh, and close the reader."""
+    def end_waits(self) -> None:
+        """Let the thread end after its present refresh, and let no request wait for another one."""
         self._stopping = True
         self._wake.set()
         if self._refreshed is not None and not self._refreshed.done():
             self._refreshed.set_result(None)
+
+    async def stop(self) -> None:
+        """End the thread after its present refresh, and close the reader."""
+        self.end_waits()
         await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
 
     @property
@@ -154,13 +158,13 @@ class ViewFeed:
         return bool(done) and not self._stopping
 
     def _announce(self, before: PublishedView | None, now: PublishedView | None) -> None:
-        """Wake the waiting requests, and report news."""
+        """Wake the waiting requests, and report the view."""
         assert self._loop is not None, "start() comes first"
         assert self._refreshed is not None, "start() comes first"
         if now is not None:
             self.current = now
-            if self._on_news is not None and (before is None or before.number != now.number):
-                self._on_news(before, now)
+            if self._on_view is not None:
+                self._on_view(before, now)
         waited, self._refreshed = self._refreshed, self._loop.create_future()
         if not waited.done():
             waited.set_result(None)
@@ -200,9 +204,9 @@ class ViewFeed:
         view = reader.read(max_age=math.inf, node_max_age=math.inf, on_stale="flag")
         position = position_text(view)
         if before is None:
-            return PublishedView(view, position, begun_at, 1, (), reader.control)
+            return PublishedView(view, position, begun_at, 1, ViewDifference(), reader.control)
         if before.position == position and before.view.incomplete == view.incomplete:
-            return PublishedView(view, position, begun_at, before.number, (), reader.control)
+            return PublishedView(view, position, begun_at, before.number, ViewDifference(), reader.control)
         return PublishedView(
-            view, position, begun_at, before.number + 1, changed_records(before.view, view), reader.control
+            view, position, begun_at, before.number + 1, view_difference(before.view, view), reader.control
         )

@@ -46,9 +46,10 @@ class RunningService:
         tls: ssl.SSLContext | None = None,
         debug: bool = True,
     ) -> None:
-        self.service = Service(config, open_reader)
+        limits = limits or Limits()
+        self.service = Service(config, open_reader, max_streams=limits.max_streams)
         self.listener = listen(address, tls=tls is not None)
-        self._limits = limits or Limits()
+        self._limits = limits
         self._tls = tls
         self._app = create_app(self.service, access, self._limits, debug=debug)
         self._stopping = self._started = False
@@ -63,7 +64,13 @@ class RunningService:
 
     def _run(self) -> None:
         run_server(
-            self._app, self.listener, lambda: self._stopping, self._note_start, limits=self._limits, tls=self._tls
+            self._app,
+            self.listener,
+            lambda: self._stopping,
+            self._note_start,
+            self.service.end_waits,
+            limits=self._limits,
+            tls=self._tls,
         )
 
     def _note_start(self) -> None:
@@ -79,6 +86,10 @@ class RunningService:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.client.close()
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the server, as a signal does."""
         self._stopping = True
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the server does not stop"
