@@ -43,6 +43,11 @@ class Access:
         self._tokens = tokens
         self._hosts = {"localhost", socket.gethostname().lower(), *(host.lower() for host in hosts)}
 
+    @property
+    def has_tokens(self) -> bool:
+        """True if requests need tokens."""
+        return self._tokens is not None
+
     def require_direct(self, scheme: str, headers: Headers) -> None:
         """Raise ``ProblemError`` if a request names a foreign host, or comes from a page of another site."""
         host = headers.get("host", "")

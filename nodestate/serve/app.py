@@ -63,7 +63,7 @@ def create_app(
         finally:
             await service.stop()
 
-    document = encode(openapi_document(ROUTES), JSON)
+    document = encode(openapi_document(ROUTES, has_tokens=access.has_tokens), JSON)
 
     async def get_openapi(_request: Request) -> Response:
         return Response(document, media_type=JSON)

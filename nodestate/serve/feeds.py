@@ -11,7 +11,7 @@ from nodestate.config import Config
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign, parse_stored_design
 from nodestate.errors import BehindError, ConfigError, StaleViewError
-from nodestate.serve.problems import bad_request, problem
+from nodestate.serve.problems import problem
 from nodestate.serve.view_feed import REFRESH_TIMEOUT_S, PublishedView, ViewFeed
 from nodestate.view.view import View
 
@@ -64,15 +64,13 @@ class Feeds:
     async def of(self, design: str | None) -> ViewFeed:
         """Return the feed of a design; None: of the design that readers read.
 
-        Raises ``ProblemError``: bad-request if the cell has no such design, overloaded if too many others are read.
+        Raises ``ProblemError``: not-found if the settings name no store of the design, overloaded if too many other
+        designs are read.
         """
         if design is None:
             return self.main
-        try:
-            stored = parse_stored_design(design, len(self.main.last().view.partitions))
-        except ConfigError as error:
-            raise bad_request("design", str(error)) from None
         view = self.main.last().view
+        stored = parse_stored_design(design, len(view.partitions))
         if stored == StoredDesign(view.design, len(view.partitions)):
             return self.main
         feed = self._by_design.get(stored)
@@ -89,7 +87,9 @@ class Feeds:
         if feed.current is None:
             await feed.refreshed_since(0.0)
             if isinstance(feed.error, ConfigError):
-                raise bad_request("design", str(feed.error))
+                if self._by_design.pop(stored, None) is feed:
+                    await feed.stop()
+                raise problem("not-found", f"design {design}: {feed.error}")
         return feed
 
     def _end_later(self) -> None:

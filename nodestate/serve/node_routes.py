@@ -251,7 +251,7 @@ ROUTES = (
         get_nodes,
         NodePage,
         NodesParameters,
-        problems=("stale-view", "behind"),
+        problems=("stale-view", "behind", "not-found"),
         headers=VIEW_HEADERS,
     ),
     ApiRoute(

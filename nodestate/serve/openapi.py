@@ -19,8 +19,8 @@ EVERY_ROUTE: Final = ("bad-request", "too-large", "overloaded")
 _REFERENCE: Final = "#/components/schemas/{name}"
 
 
-def openapi_document(routes: Iterable[ApiRoute]) -> dict[str, Any]:
-    """Return the OpenAPI document of these routes."""
+def openapi_document(routes: Iterable[ApiRoute], *, has_tokens: bool = True) -> dict[str, Any]:
+    """Return the OpenAPI document of these routes. ``has_tokens``: whether the service demands tokens."""
     routes = list(routes)
     problems = list(dict.fromkeys(of_type.document for of_type in PROBLEM_TYPES.values()))
     bodies = [route.body for route in routes if route.body is not None]
@@ -31,7 +31,7 @@ def openapi_document(routes: Iterable[ApiRoute]) -> dict[str, Any]:
     schema_of = dict(zip(kinds, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of, has_tokens=has_tokens)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -57,7 +57,7 @@ def openapi_document(routes: Iterable[ApiRoute]) -> dict[str, Any]:
     }
 
 
-def _operation(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
+def _operation(route: ApiRoute, schema_of: dict[Any, Any], *, has_tokens: bool) -> dict[str, Any]:
     name = "".join(part.capitalize() for part in route.path.replace("{", "").replace("}", "").split("/"))
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}{name.replace('-', '').replace('.', '')}",
@@ -77,9 +77,9 @@ def _operation(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
             "headers": {"ETag": _header("The view that the client has."), **_headers(route)},
         }
     kinds = [*EVERY_ROUTE, "unauthorized", *route.problems]
-    if route.role != "open":
+    if route.role != "open" and has_tokens:
         operation["security"] = [{"token": []}, *([{"cookie": []}] if route.method == "GET" else [])]
-        operation["description"] = f"Needs a token of the role {route.role} if the service has tokens."
+        operation["description"] = f"Needs a token of the role {route.role}."
     for status, kinds_of_status in _by_status(kinds).items():
         operation["responses"][status] = _problem_response(kinds_of_status, schema_of)
     for blank in (HTTPStatus(MISDIRECTED), HTTPStatus.INTERNAL_SERVER_ERROR):
@@ -112,12 +112,21 @@ def _response(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _stream_schema(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
-    """Return the schema of a stream of events: OpenAPI has no words for their data, so an extension names it."""
+    """Return the schema of one event of a stream. The type of its data follows from its name."""
+    text = {"type": "string"}
     return {
-        "type": "string",
-        "description": "Events in the format of the HTML standard, section 9.2. x-events has the type of the JSON in "
-        "the field data, by the name of the event.",
-        "x-events": {name: schema_of[kind] for name, kind in route.events.items()},
+        "type": "object",
+        "description": "One event of the stream, which has the format of server-sent events.",
+        "properties": {
+            "id": {**text, "description": "Send the last one as Last-Event-ID to resume."},
+            "event": {**text, "description": "Name of the event.", "enum": list(route.events)},
+            "data": {**text, "description": "The content.", "contentMediaType": "application/json"},
+        },
+        "required": ["event", "data"],
+        "oneOf": [
+            {"properties": {"event": {"const": name}, "data": {"contentSchema": schema_of[kind]}}}
+            for name, kind in route.events.items()
+        ],
     }
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from nodestate.config import DESIGN_NAMES
 from nodestate.model import Receipt, Version
 from nodestate.serve.problems import bad_request
 
@@ -69,7 +70,7 @@ class BoundParameters(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             str,
             Meta(
                 description="Design to read, such as snapshot or snapshot@12; without it, the one that readers read.",
-                pattern=r"^[a-z_]{1,32}(@[1-9][0-9]{0,2})?$",
+                pattern=f"^({'|'.join(DESIGN_NAMES)})(@([1-9]|[1-9][0-9]|1[0-9][0-9]|2[0-3][0-9]|240))?$",
             ),
         ]
         | None

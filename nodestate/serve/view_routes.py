@@ -127,7 +127,7 @@ ROUTES = (
         get_view,
         ViewDocument,
         ViewParameters,
-        problems=("stale-view", "behind"),
+        problems=("stale-view", "behind", "not-found"),
         headers=VIEW_HEADERS,
         not_modified=True,
     ),

@@ -6,7 +6,7 @@ import ssl
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import httpx
 
@@ -34,6 +34,8 @@ class RunningService:
         tls: the context for TLS.
         debug: raise the errors of handlers.
     """
+
+    _ending: ClassVar[set[threading.Thread]] = set()
 
     def __init__(
         self,
@@ -89,10 +91,17 @@ class RunningService:
         self.stop()
 
     def stop(self) -> None:
-        """Stop the server, as a signal does."""
+        """Stop the server, as a signal does. ``wait_until_stopped`` waits for its end."""
         self._stopping = True
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive(), "the server does not stop"
+        self._ending.add(self._thread)
+
+    @classmethod
+    def wait_until_stopped(cls) -> None:
+        """Wait until all servers that were told to stop have stopped."""
+        while cls._ending:
+            thread = cls._ending.pop()
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive(), "the server does not stop"
 
     def get(self, path: str, **headers: str) -> httpx.Response:
         """Send a GET request; underscores in the names of headers stand for hyphens."""

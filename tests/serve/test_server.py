@@ -31,7 +31,7 @@ def listening_url(process: Any) -> str:
 
 
 @pytest.mark.service
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.thorough)])
 def test_the_command_prints_its_port_and_ends_cleanly_on_a_signal(
     memcached: MemcachedServer, number: signal.Signals
 ) -> None:
@@ -58,6 +58,7 @@ def test_a_unix_socket_is_for_its_user_only_and_replaces_that_of_a_dead_process(
             assert client.get("http://localhost/livez").json() == {"status": "pass"}
         with pytest.raises(ConfigError, match="in use"):
             listen(f"unix:{path}")
+    RunningService.wait_until_stopped()
     assert not path.exists()
 
 
