@@ -11,7 +11,7 @@ from harness.servers.rabbit_links import CuttableLinks
 from harness.servers.rabbitmq import PortMapper, RabbitServer
 from harness.waiting import wait_until
 
-CLUSTER_CONFIGURATION: Final = "cluster_partition_handling = pause_minority\nnet_ticktime = 15\n"
+CLUSTER_CONFIGURATION: Final = "cluster_partition_handling = pause_minority\nnet_ticktime = 3\n"
 
 
 class RabbitCluster:

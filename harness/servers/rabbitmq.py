@@ -173,7 +173,10 @@ class RabbitNode:
             "RABBITMQ_SCHEMA_DIR": str(folder / "schema"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
             "RABBITMQ_PID_FILE": str(folder / "pid"),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+            # The last argument: docs/how-to/cluster-rabbitmq.md.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+                "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1} -kernel net_setuptime 1"
+            ),
             # With "input allowed" the script replaces itself by the Erlang machine instead of waiting for it, so that
             # a signal to this process id reaches the broker; -noinput then disables the Erlang shell.
             "RABBITMQ_ALLOW_INPUT": "true",
@@ -222,6 +225,7 @@ class RabbitNode:
         done = subprocess.run(  # noqa: S603 - a program of the server's package
             [self._control, "--quiet", "--node", self._environment["RABBITMQ_NODENAME"], *words],
             env=self._environment,
+            cwd=self._environment["HOME"],  # Erlang reads the names of all files in the current directory
             input=stdin,
             capture_output=True,
             text=True,
