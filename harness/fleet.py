@@ -23,7 +23,8 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
 from harness.waiting import PATIENCE_S, wait_until
-from nodestate.agent.publisher import Publisher, concerns
+from nodestate.agent.publisher import Publisher
+from nodestate.agent.resync_scope import concerns
 from nodestate.broker import KombuSink
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, UnconfirmedError

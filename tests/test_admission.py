@@ -49,12 +49,23 @@ class AdmissionBench:
         *,
         clock: ManualClock | None = None,
         broker: MemoryBroker | None = None,
+        state_dir: Path | None = None,
+        incarnation: int = 7,
     ) -> None:
         self.clock = clock or ManualClock()
         self.broker = broker or MemoryBroker(CONFIG.partitions, clock=self.clock)
         self.source = source or StaticFleet({"n1": NODE, "n2": NODE})
         sink = self.broker.sink()
-        self.agent = Agent(CONFIG, [self.source], sink, self.clock, random.Random(1), inbox=sink, incarnation=7)
+        self.agent = Agent(
+            CONFIG,
+            [self.source],
+            sink,
+            self.clock,
+            random.Random(1),
+            inbox=sink,
+            incarnation=incarnation,
+            state_dir=state_dir,
+        )
         self.courier = self.broker.courier()
         self._consumer = self.broker.source(range(CONFIG.partitions))
         self._records: dict[str, NodeRecord] = {}

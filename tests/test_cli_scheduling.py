@@ -45,6 +45,7 @@ PLACES = (
     "silent",
     "end",
     "retag",
+    "cordon",
 )
 STATE: Mapping[str, Any] = {
     "inventory": {"VCPU": {"total": 8}, "MEMORY_MB": {"total": 8_000}},
@@ -329,6 +330,21 @@ class TestMigrations:
         assert site.ask("retag", node, "--adopt") == {"retagged": 1, "current": 0, "left": []}
         assert TAG in site.on(node)["t-1"]["hints"]
         assert "no node nowhere is known" in site.run("retag", "nowhere", code=1).stderr
+
+    def test_a_cordoned_node_gets_no_instances_until_it_is_uncordoned(self, site: ThreadedCell) -> None:
+        [one] = site.ask("node", "cordon", "cordon-1", "--reason", "new disk", "--by", "ann")["nodes"]
+        assert (one["node"], one["done"], one["refused"]) == ("cordon-1", True, "")
+        state = json.loads(site.run("view", "--max-age", "60", "--json").stdout)["nodes"]["cordon-1"]["state"]
+        cordon = state["namespaces"]["nodestate"]["cordon"]
+        assert (state["status"], cordon["by"], cordon["why"]) == ("draining", "ann", "new disk")
+        answer = site.ask("boot", "-", stdin=wanted("cordon", force_nodes=["cordon-1"]), code=1)
+        assert not answer["instances"][0]["booted"]
+        assert site.run("node", "uncordon", "cordon-1").stdout == "cordon-1 is not cordoned\n"
+        assert site.boot("cordoned", "cordon", force_nodes=["cordon-1"]) == "cordon-1"
+
+    def test_a_cordon_without_an_agent_fails_and_names_the_remedy(self, site: ThreadedCell) -> None:
+        failed = site.run("node", "cordon", "nowhere", code=1)
+        assert "nowhere: no-agent: no agent listens for this node" in failed.stdout
 
     def test_evacuate_moves_all_instances_off_a_node(self, site: ThreadedCell) -> None:
         for n in (1, 2, 3):

@@ -21,8 +21,14 @@ The first line that matches decides:
     Build, its resources do not fit, or are not in the
         units in which the node gives them             --> refused: no-room
     Build                                              --> admitted, replacing what the instance had on the node
+    Cordon or Uncordon that was carried out before     --> done, nothing changes
+    Cordon or Uncordon, after its deadline, or the
+        agent's clock was set since it was learned     --> refused: expired
+    Cordon or Uncordon, the agent can't store it       --> refused: failed
+    Cordon or Uncordon                                 --> carried out (``Cordons``)
 
-Each check compares the order with the node's present state, so an order may come twice, late, or after a later order.
+A node that is cordoned is not ``up``. Each check compares the order with the node's present state, so an order may come
+twice, late, or after a later order.
 """
 
 from __future__ import annotations
@@ -33,12 +39,13 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import UNSET
 
+from nodestate.agent.cordons import CORDON_BYTES, Cordons
 from nodestate.agent.publisher import Publisher
 from nodestate.agent.sources import AdmittingSource, FullState, NodeResources, StatePatch
 from nodestate.errors import OrderFailedError, SourceUnavailableError
 from nodestate.model import MAX_ALLOCATIONS_COUNT, NEVER, Inventory
 from nodestate.model.group_policy import group_policy_of
-from nodestate.model.orders import MAX_DETAIL_CHARS, Answer, Build, End, Order, Refusal
+from nodestate.model.orders import MAX_DETAIL_CHARS, Answer, Build, Cordon, End, Order, Refusal, Uncordon
 from nodestate.ports import Clock
 from nodestate.text import count_text
 
@@ -78,7 +85,7 @@ def allocation_of(order: Build) -> dict[str, Any]:
     return allocation
 
 
-def is_done(order: Order, node: NodeResources) -> bool:
+def is_done(order: Build | End, node: NodeResources) -> bool:
     """True if the node is already in the state that the order asks for, so nothing has to be done."""
     here = node.allocations.get(order.instance)
     if isinstance(order, End):
@@ -104,13 +111,9 @@ def rejection_of(order: Build, node: NodeResources, clock: Clock) -> Rejection |
         node: the node's present resources and allocations.
         clock: wall-clock and monotonic time.
     """
-    now = clock.time()
-    if order.clock_origin is not UNSET and abs(order.clock_origin - clock_origin(clock)) > CLOCK_SET_S:
-        return Rejection(
-            "expired", "the agent's clock was set after the scheduler learned it, so its deadline is wrong"
-        )
-    if now > order.deadline:
-        return Rejection("expired", f"its deadline was {now - order.deadline:.1f} s ago, by the agent's clock")
+    expired = _expired(order, clock)
+    if expired is not None:
+        return expired
     if order.in_place:
         here = node.allocations.get(order.instance)
         if here is None:
@@ -124,6 +127,18 @@ def rejection_of(order: Build, node: NodeResources, clock: Clock) -> Rejection |
     elif repelling := [taint for taint in node.taints if taint not in _tolerations_of(order)]:
         return Rejection("status", f"the node has the taint {repelling[0]}, which the request does not tolerate")
     return _group_forbids(order, node) or _does_not_fit(order, node)
+
+
+def _expired(order: Build | Cordon | Uncordon, clock: Clock) -> Rejection | None:
+    """Return a rejection if the order's deadline has passed, or may have passed because the clock was set."""
+    now = clock.time()
+    if order.clock_origin is not UNSET and abs(order.clock_origin - clock_origin(clock)) > CLOCK_SET_S:
+        return Rejection(
+            "expired", "the agent's clock was set after the scheduler learned it, so its deadline is wrong"
+        )
+    if now > order.deadline:
+        return Rejection("expired", f"its deadline was {now - order.deadline:.1f} s ago, by the agent's clock")
+    return None
 
 
 def _built_by(allocation: Mapping[str, Any]) -> object:
@@ -271,6 +286,7 @@ class Admission:
         clock: wall-clock and monotonic time.
         publishers: the agent's publishers, by name of the node.
         source_of: returns the source that carries out a node's orders; None if the node's source takes no orders.
+        cordons_of: returns the cordons of the source of a node.
         publish: publishes a reading of a node.
     """
 
@@ -279,6 +295,7 @@ class Admission:
         clock: Clock,
         publishers: Mapping[str, Publisher],
         source_of: Callable[[str], AdmittingSource | None],
+        cordons_of: Callable[[str], Cordons],
         publish: Callable[[FullState | StatePatch], None],
     ) -> None:
         self.refusals = Refusals()
@@ -295,6 +312,8 @@ class Admission:
         """The agent's publishers, by name of the node."""
         self._source_of = source_of
         """Returns the source that carries out a node's orders; None if the node's source takes no orders."""
+        self._cordons_of = cordons_of
+        """Returns the cordons of the source of a node."""
         self._publish = publish
         """Publishes a reading of a node."""
 
@@ -327,11 +346,14 @@ class Admission:
         publisher = self._live(order.node)
         if publisher is None:
             return _OrderResult(order, refused=Rejection("unknown-node", f"this agent has no node {order.node}"))
+        if isinstance(order, Cordon | Uncordon):
+            return self._cordon(order, publisher)
         source = self._source_of(order.node)
         if source is None:
             return _OrderResult(order, refused=Rejection("failed", f"the source of {order.node} takes no orders"))
         try:
             node = source.resources_of(order.node)
+            node = node._replace(status=self._cordons_of(order.node).status_of(order.node, node.status))
             if is_done(order, node):
                 return _OrderResult(order, source)
             if isinstance(order, End):
@@ -353,6 +375,24 @@ class Admission:
         except (SourceUnavailableError, OrderFailedError) as error:
             return _OrderResult(order, refused=Rejection("failed", str(error)))
 
+    def _cordon(self, order: Cordon | Uncordon, publisher: Publisher) -> _OrderResult:
+        """Cordon a node or open it again, unless the order is late, was carried out before, or can't be stored."""
+        cordons = self._cordons_of(order.node)
+        if cordons.was_carried_out(order):
+            return _OrderResult(order)
+        refused = _expired(order, self._clock)
+        if refused is None and publisher.spare_bytes < CORDON_BYTES:
+            refused = Rejection("no-room", f"the cordon would not fit into a report of {order.node}")
+        if refused is not None:
+            return _OrderResult(order, refused=refused)
+        try:
+            patch = cordons.carry_out(order, publisher.state().get("status", "up"), self._clock.time())
+        except OSError as error:
+            return _OrderResult(
+                order, refused=Rejection("failed", f"the agent can't store the cordon: {error.strerror or error}")
+            )
+        return _OrderResult(order, reading=StatePatch(order.node, patch) if patch else None)
+
     def _live(self, node: str) -> Publisher | None:
         """Return the node's publisher; None if this agent has no such node, or if the node has left."""
         publisher = self._publishers.get(node)
@@ -364,7 +404,9 @@ class Admission:
         publisher = self._live(order.node)
         if refused is not None:
             self.refused += 1
-            patch = self.refusals.add(order, refused.reason, self._clock.time()) if publisher is not None else None
+            patch = None
+            if publisher is not None and not isinstance(order, Cordon | Uncordon):  # its sender alone is concerned
+                patch = self.refusals.add(order, refused.reason, self._clock.time())
             if patch is not None:
                 self._publish(StatePatch(order.node, patch))
         elif outcome.reading is not None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from nodestate.agent.admission import Admission
 from nodestate.agent.agent_stats import AgentStats
+from nodestate.agent.cordons import Cordons
 from nodestate.agent.diff import InexpressibleError, diff_patch
-from nodestate.agent.incarnation import IncarnationLock, state_directory
 from nodestate.agent.name_conflicts import NameConflicts
-from nodestate.agent.polled_source import PolledSource
-from nodestate.agent.publisher import FLUSH_PAUSE_S, Publisher, concerns
+from nodestate.agent.polled_source import PolledSource, open_sources
+from nodestate.agent.publisher import FLUSH_PAUSE_S, Publisher
+from nodestate.agent.resync_scope import concerned_nodes
 from nodestate.agent.schedules import HeartbeatSchedule, ReportSchedule
 from nodestate.agent.sources import (
     AdmittingSource,
@@ -31,7 +33,6 @@ from nodestate.errors import (
     BadEventError,
     BrokerUnavailableError,
     ConfigError,
-    NodestateError,
     SourceUnavailableError,
     UnconfirmedError,
 )
@@ -71,6 +72,7 @@ class Agent:
         inbox: gives resync requests and orders.
         incarnation: the incarnation of all nodes, for which no file and no lock is used. If None, the nodes of each
             source get the next incarnation from the source's file.
+        state_dir: where cordons are stored if ``incarnation`` is given; None: the agent refuses to cordon nodes.
         life: a random token of this process; empty for a new one.
         host: the name of this machine; empty to ask the machine.
     """
@@ -85,6 +87,7 @@ class Agent:
         *,
         inbox: AgentInbox,
         incarnation: int | None = None,
+        state_dir: Path | None = None,
         life: str = "",
         host: str = "",
     ) -> None:
@@ -116,7 +119,7 @@ class Agent:
         """When each node's heartbeat is due."""
         self._requested_reports = ReportSchedule(rng)
         """When each node's report for a resync request is due."""
-        self._sources: list[PolledSource] = []
+        self._sources = open_sources(config, sources, clock, incarnation, state_dir)
         """All sources."""
         self._source_of: dict[str, PolledSource] = {}
         """The source of each node, by the node's name."""
@@ -124,22 +127,14 @@ class Agent:
         """Names of the nodes that do not answer their source. The agent sends no events and no answers for them."""
         self._not_listened_for: list[str] = []
         """New nodes, whose orders the inbox must begin to receive."""
-        self._admission = Admission(clock, self.publishers, self._admitting_source, self._publish_outcome)
+        self._admission = Admission(
+            clock, self.publishers, self._admitting_source, self._cordons_of, self._publish_outcome
+        )
         """Carries out orders."""
         self._conflicts = NameConflicts(
             inbox, clock, self.publishers, self._publish_outcome, life, host, config.heartbeat_s
         )
         """Finds other agents that report the same nodes."""
-        try:
-            for source in sources:
-                lock, number = None, incarnation
-                if number is None:
-                    lock = IncarnationLock(state_directory(config), source.name, clock.time())
-                    number = lock.incarnation
-                self._sources.append(PolledSource(source, number, lock, clock.monotonic()))
-        except NodestateError:
-            self._release_locks()
-            raise
 
     # -- running
 
@@ -207,12 +202,8 @@ class Agent:
         finally:
             for polled in self._sources:
                 polled.source.close()
-            self._release_locks()
-
-    def _release_locks(self) -> None:
-        for polled in self._sources:
-            if polled.lock is not None:
-                polled.lock.close()
+            for polled in self._sources:
+                polled.close_lock()
 
     # -- readings of the sources
 
@@ -248,7 +239,7 @@ class Agent:
             if isinstance(reading, FullState):
                 self._publish_full_state(publisher, reading.state)
             else:
-                publisher.change(reading.patch)
+                publisher.change(polled.cordons.added_to_patch(reading.node, reading.patch))
                 self.stats.changes += 1
         except BadEventError as error:
             self.stats.bad += 1
@@ -259,7 +250,9 @@ class Agent:
 
         A node that is new or has left gets a report. Publishes nothing if a live node has this state already.
         """
-        state = self._conflicts.merged_into(publisher.node, self._admission.refusals.merged_into(publisher.node, state))
+        node = publisher.node
+        state = self._conflicts.merged_into(node, self._admission.refusals.merged_into(node, state))
+        state = self._cordons_of(node).added_to(node, state)
         if publisher.live:
             try:
                 patch = diff_patch(publisher.state(), dict(state))
@@ -290,7 +283,7 @@ class Agent:
             self._log.error("node can't be reported again", node=name, reason=str(error))
             return
         self._add_publisher(name, incarnation)
-        state = FullState(name, self._conflicts.take_back(name))
+        state = FullState(name, polled.cordons.removed_from(name, self._conflicts.take_back(name)))
         self._publish_reading(polled, state, self._clock.monotonic())
 
     def _add_publisher(self, name: str, incarnation: int) -> Publisher:
@@ -374,7 +367,7 @@ class Agent:
 
     def _take_resync(self, resync: Resync) -> None:
         """Answer a census at once. For any other request, schedule a report of each node that the request concerns."""
-        names = [name for name in self._concerned_nodes(resync) if not self._is_mute(name)]
+        names = [name for name in concerned_nodes(resync, self.publishers) if not self._is_mute(name)]
         if resync.census:
             for name in names:
                 self.publishers[name].answer_census(resync.census)
@@ -384,12 +377,6 @@ class Agent:
         for name in names:
             self._requested_reports.add(name, now, resync.jitter_s)
         self.stats.resyncs += bool(names)
-
-    def _concerned_nodes(self, resync: Resync) -> Sequence[str]:
-        """Return the agent's nodes that a request concerns, sorted: with one seed, each answers at one moment."""
-        if resync.nodes and not resync.partitions:
-            return sorted(name for name in set(resync.nodes) if name in self.publishers)
-        return sorted(name for name, one in self.publishers.items() if concerns(resync, name, one.bucket))
 
     # -- orders
 
@@ -420,6 +407,9 @@ class Agent:
     def _admitting_source(self, name: str) -> AdmittingSource | None:
         source = self._source_of[name].source
         return source if isinstance(source, AdmittingSource) else None
+
+    def _cordons_of(self, name: str) -> Cordons:
+        return self._source_of[name].cordons
 
     def _publish_outcome(self, reading: FullState | StatePatch) -> None:
         self._publish_reading(self._source_of[reading.node], reading, self._clock.monotonic())

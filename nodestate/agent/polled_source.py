@@ -1,11 +1,17 @@
-"""Polled sources: a source of an agent, with the incarnation of its nodes and the time of its next poll."""
+"""Polled sources: the sources of an agent, each with its incarnation, its cordons and the time of its next poll."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from nodestate.agent.incarnation import IncarnationLock
+from nodestate.agent.cordons import Cordons
+from nodestate.agent.incarnation import IncarnationLock, state_directory
 from nodestate.agent.sources import StateSource
+from nodestate.config import Config
+from nodestate.errors import NodestateError
+from nodestate.ports import Clock
 
 
 @dataclass(slots=True)
@@ -20,6 +26,8 @@ class PolledSource:
     """Holds the lock on the source's name; None if the caller gave the incarnation."""
     poll_at: float
     """When the source is polled next, in monotonic seconds."""
+    cordons: Cordons
+    """The nodes of the source that an operator closed."""
     failing: bool = False
     """True if the last poll failed. The agent then publishes no heartbeats of the source's nodes."""
 
@@ -32,3 +40,43 @@ class PolledSource:
         if self.lock is not None:
             self.lock.raise_to(number)
         return number
+
+    def close_lock(self) -> None:
+        """Release the source's name, if it is locked."""
+        if self.lock is not None:
+            self.lock.close()
+
+
+def open_sources(
+    config: Config, sources: Sequence[StateSource], clock: Clock, incarnation: int | None, state_dir: Path | None
+) -> list[PolledSource]:
+    """Lock the names of an agent's sources, and read their cordons.
+
+    Args:
+        config: settings of the cell.
+        sources: the sources.
+        clock: wall-clock and monotonic time.
+        incarnation: the incarnation of all nodes, without a lock. If None, the nodes of each source get the next
+            incarnation from the source's file.
+        state_dir: where cordons are stored if ``incarnation`` is given; None: nowhere.
+
+    Raises ``ConfigError`` if a name is locked, or if a file is damaged or can't be used. No name is locked then.
+    """
+    opened: list[PolledSource] = []
+    lock = None
+    try:
+        for source in sources:
+            lock, number = None, incarnation
+            if number is None:
+                state_dir = state_directory(config)
+                lock = IncarnationLock(state_dir, source.name, clock.time())
+                number = lock.incarnation
+            cordons = Cordons(state_dir, source.name)
+            opened.append(PolledSource(source, number, lock, clock.monotonic(), cordons))
+    except NodestateError:
+        if lock is not None:
+            lock.close()
+        for polled in opened:
+            polled.close_lock()
+        raise
+    return opened

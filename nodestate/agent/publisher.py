@@ -12,6 +12,7 @@ from msgspec import UNSET
 
 from nodestate.agent.delivery_state import DeliveryState
 from nodestate.agent.incarnation import IncarnationLock, state_directory
+from nodestate.agent.resync_scope import concerns
 from nodestate.auth import EventAuth, event_auth
 from nodestate.broker import KombuSink
 from nodestate.config import Config
@@ -40,13 +41,6 @@ FLUSH_PAUSE_S: Final = 0.05
 """Shortest pause of ``flush`` before the next try, after the broker failed or lost an event."""
 
 _encode = msgspec.msgpack.Encoder().encode
-
-
-def concerns(resync: Resync, node: str, bucket: int) -> bool:
-    """True if a resync request concerns the node. ``bucket`` is the node's bucket."""
-    if resync.nodes or resync.partitions:
-        return node in resync.nodes or bucket % resync.layout in resync.partitions
-    return True
 
 
 class Publisher:

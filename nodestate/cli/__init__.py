@@ -39,6 +39,7 @@ COMMANDS: Final = {
     "resize": CommandEntry("nodestate.cli.migrations", "resize", "Change the resources of an instance."),
     "update": CommandEntry("nodestate.cli.migrations", "update", "Change the request of an instance."),
     "terminate": CommandEntry("nodestate.cli.migrations", "terminate", "Terminate instances."),
+    "node": CommandEntry("nodestate.cli.node", "command", "Close nodes to new instances, and open them again."),
     "design": CommandEntry(
         "nodestate.cli.design", "command", "Show which designs are written and read; switch while the cell runs."
     ),

@@ -7,6 +7,7 @@ and durably by the node's next event, whose version the answer names::
     Build --does not fit--> refused, nothing changed
     Build in place --fits--> replaces the instance's allocation (a resize; a repeated order changes nothing)
     End --> the instance has no allocation (also if it had none, because the order may have been carried out before)
+    Cordon --> the node is closed to new instances until an Uncordon, also after a restart of its agent
 
 Only the agent knows the state of its node, so its answer decides.
 """
@@ -123,7 +124,34 @@ class End(_Order, frozen=True, tag="end", kw_only=True):
     """
 
 
-Order = Build | End
+class _NodeOrder(_Order, frozen=True, kw_only=True):
+    """The fields of orders that concern a node and none of its instances."""
+
+    instance: ShortText = ""
+    """Empty: the order concerns no instance."""
+    deadline: Seconds
+    """Seconds since 1970 by the agent's clock; the agent refuses a later order as expired.
+
+    With the deadline 0 the order asks for the agent's time: its refusal tells the time.
+    """
+    clock_origin: float | UnsetType = UNSET
+    """As in ``Build``."""
+
+
+class Cordon(_NodeOrder, frozen=True, tag="cordon", kw_only=True):
+    """Close a node to new instances. Its instances stay."""
+
+    by: ShortText = ""
+    """The name of the person or program that closes the node."""
+    why: ShortText = ""
+    """The reason, for people."""
+
+
+class Uncordon(_NodeOrder, frozen=True, tag="uncordon", kw_only=True):
+    """Open a node again that was closed by a ``Cordon``."""
+
+
+Order = Build | End | Cordon | Uncordon
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

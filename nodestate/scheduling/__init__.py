@@ -11,6 +11,7 @@ every step in the life of an instance, from the request to the end of the alloca
     allocation --migrate, evacuate: claim and build on another node, then end the original--> allocation there
     allocation --resize--> allocation with other resources, on the same node or on another one
     allocation --terminate: the agent gets an order--> nothing
+    node --cordon: the agent gets an order--> a node that gets no new instances --uncordon--> node
 
     scheduler = Scheduler(config, courier=KombuCourier(config))
     [outcome] = scheduler.boot(parse({"resources": {"VCPU": 2, "MEMORY_MB": 4096}}))
@@ -22,6 +23,7 @@ allocation.
 from nodestate.scheduling.claims import NoHostFound, Placing
 from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, Scores
 from nodestate.scheduling.migrations import Migrations
+from nodestate.scheduling.node_orders import NodeOrderResult, NodeOrders
 from nodestate.scheduling.orders import Boot, Booted, BootOutcome, Failed, NodeRefusal
 from nodestate.scheduling.request import GroupRequest, InstanceGroup, Request, Spread, parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation, ReservationMember
@@ -78,6 +80,9 @@ __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     "NotReserved",
     "Confirmed",
     "NotConfirmed",
+    # orders to whole nodes, and their results
+    "NodeOrders",
+    "NodeOrderResult",
     # the result of a renewal of tags
     "TagRenewal",
     "LeftAllocation",

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 from nodestate.agent.agent import Agent
@@ -213,6 +214,7 @@ class SchedulingCell:
         servers: The number of memcached servers, for claims and states.
         clock: The clock of all processes; None for one on which a sleep lets the other processes run.
         designs: The designs that the consumer writes.
+        state_dir: Where the agent stores cordons; None: it refuses to cordon nodes.
         more: More settings of the cell.
     """
 
@@ -224,9 +226,11 @@ class SchedulingCell:
         servers: int = 2,
         clock: CooperativeClock | None = None,
         designs: tuple[str, ...] = ("snapshot",),
+        state_dir: Path | None = None,
         **more: Any,
     ) -> None:
         self.clock = clock or CooperativeClock()
+        self.state_dir = state_dir
         self.config = Config(
             cell=CELL, partitions=2, designs=designs, read_design="snapshot", resync_jitter_s=0.5, **more
         )
@@ -268,6 +272,7 @@ class SchedulingCell:
             self._random(),
             inbox=self.sink,
             incarnation=self.incarnation,
+            state_dir=self.state_dir,
             life=f"life {self.incarnation}",
             host="first-host",
         )

@@ -17,7 +17,8 @@ from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
-from nodestate.agent.publisher import Publisher, concerns
+from nodestate.agent.publisher import Publisher
+from nodestate.agent.resync_scope import concerns
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.member import Member as ConsumersMember

@@ -17,6 +17,7 @@ from nodestate.scheduling.orders.boot import (
     outcomes_of,
 )
 from nodestate.scheduling.orders.hint_updates import HintUpdate
+from nodestate.scheduling.orders.order_sender import OrderSender
 from nodestate.scheduling.orders.order_tracker import OrderTracker
 from nodestate.scheduling.orders.reconciler import Reconciler, all_members_built
 from nodestate.scheduling.orders.refusals import refused_by
@@ -30,6 +31,7 @@ __all__ = [
     "Failed",
     "HintUpdate",
     "NodeRefusal",
+    "OrderSender",
     "OrderTracker",
     "Reconciler",
     "Termination",
