@@ -15,7 +15,20 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bench import apply, auth, cold, contention, footprint, plan, propagation, recovery, refresh, replicas, scale
+from bench import (
+    apply,
+    auth,
+    cold,
+    contention,
+    footprint,
+    http_api,
+    plan,
+    propagation,
+    recovery,
+    refresh,
+    replicas,
+    scale,
+)
 from bench.design_names import DEFAULT_DESIGNS, DESIGN_NAMES, full_design_name
 from bench.fresh_process import log_warnings_only
 from bench.mode_comparison import HEAD as MODES_HEAD
@@ -44,6 +57,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         propagation.SCENARIO,
         recovery.SCENARIO,
         contention.SCENARIO,
+        http_api.SCENARIO,
         select.SCENARIO,
         reserve.SCENARIO,
         trace.SCENARIO,

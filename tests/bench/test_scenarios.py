@@ -13,6 +13,7 @@ from bench import (
     cold,
     contention,
     footprint,
+    http_api,
     propagation,
     recovery,
     refresh,
@@ -36,7 +37,7 @@ from tests.bench.quick_runs import BRIEF, ignore_progress, new_size, require_sou
 
 
 def test_the_command_knows_every_scenario_of_designs() -> None:
-    modules = (refresh, cold, apply, auth, replicas, footprint, propagation, recovery, contention)
+    modules = (refresh, cold, apply, auth, replicas, footprint, propagation, recovery, contention, http_api)
     assert {one.SCENARIO.name: one.SCENARIO for one in modules}.items() <= SCENARIOS.items()
 
 
@@ -290,3 +291,17 @@ def test_a_running_worker_ends_with_its_context() -> None:
     with Worker(count_until_stopped, 0) as counter:
         counter.wait_until_ready()
     assert not counter._process.is_alive()
+
+
+# -- http -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.service
+@pytest.mark.thorough
+def test_http_measures_requests_without_and_beside_event_streams() -> None:
+    findings = http_api.run(replace(BRIEF, designs=("snapshot",), nodes=new_size()), ignore_progress)
+    require_sound(findings)
+    assert [case.settings["streams"] for case in findings.cases] == list(http_api.STREAMS_COUNTS)
+    for case in findings.cases:
+        assert case.measures["GET /v1/nodes/{name}"].rounds >= 1
+        assert ("bytes of one stream" in case.measures) == (case.settings["streams"] > 0)
