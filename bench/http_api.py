@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from bench.scenario import Findings, ReportProgress, Scenario, Settings
 from bench.stepped_cell import MAX_AGE_S, SteppedCell
 from bench.worker import ParentLink, Worker
 from bench.workload import SeededFleet, require
-from harness.processes import COMMAND, start_module
+from harness.processes import COMMAND, ModuleProcess, start_module
 
 RATE: Final = 200
 """Requests per second."""
@@ -112,19 +111,18 @@ def _measure(cell: SteppedCell, streams: int, settings: Settings, report_progres
 
 
 @contextmanager
-def _service(cell: SteppedCell) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def _service(cell: SteppedCell) -> Iterator[tuple[ModuleProcess, int]]:
     """Start the service on the cell; gives its process and its port."""
     words = ["serve", "--listen", "127.0.0.1:0", "--json", "--log-level", "warning"]
-    process = start_module(COMMAND, words, _settings_of(cell))
-    assert isinstance(process, subprocess.Popen), "benchmarks start processes as an operator does"
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        require(line.startswith(b"{"), f"the service did not start: {line!r}")
-        yield process, int(json.loads(line)["listening"].rpartition(":")[2])
-    finally:
-        process.terminate()
-        process.communicate(timeout=PATIENCE_S)
+    with start_module(COMMAND, words, _settings_of(cell), stderr=None) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            require(line.startswith(b"{"), f"the service did not start: {line!r}")
+            yield process, int(json.loads(line)["listening"].rpartition(":")[2])
+        finally:
+            process.terminate()
+            process.wait(PATIENCE_S)
 
 
 def _settings_of(cell: SteppedCell) -> dict[str, str]:
@@ -142,8 +140,8 @@ def _settings_of(cell: SteppedCell) -> dict[str, str]:
 def _require_equal_views(cell: SteppedCell, port: int) -> None:
     """Raise ``WrongResultError`` unless the service and the command show the same nodes in the same versions."""
     words = ["view", "--json", "--max-age", f"{MAX_AGE_S:g}", "--on-stale", "flag"]
-    process = start_module(COMMAND, words, _settings_of(cell))
-    shown = json.loads(process.communicate(timeout=PATIENCE_S)[0])
+    with start_module(COMMAND, words, _settings_of(cell), stderr=None) as process:
+        shown = json.loads(process.communicate(timeout=PATIENCE_S)[0])
 
     async def ask() -> tuple[int, bytes]:
         connection = await _Connection.open(port)
