@@ -260,8 +260,9 @@ class BrokerUnavailableError(NodestateError):
 
     kind: ClassVar[str] = "broker-unavailable"
 
-    def __init__(self, broker: str, cause: str) -> None:
-        super().__init__(f"broker {broker} does not answer: {cause}")
+    def __init__(self, broker: str, cause: str, *, refuses_login: bool = False) -> None:
+        fault = "refuses the login" if refuses_login else "does not answer"
+        super().__init__(f"broker {broker} {fault}: {cause}")
         self.broker = broker
         self.cause = cause
 

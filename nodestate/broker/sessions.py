@@ -44,9 +44,17 @@ REFUSED_BODY: Final = b"\xc1"
 """Stands for a body that was too large to keep. No decoder accepts it, as msgpack never uses this byte."""
 
 
+LOGIN_REFUSED: Final = "ACCESS_REFUSED - Login was refused"
+"""Part of RabbitMQ's answer to a wrong user or password."""
+
+
 def unavailable(config: Config, error: BaseException) -> BrokerUnavailableError:
     """The exception to raise in place of a transport's own ``error``, without the passwords of the broker's URLs."""
-    return BrokerUnavailableError(config.broker_safe, safe_text(error_text(error), config.broker))
+    cause = safe_text(error_text(error), config.broker)
+    if LOGIN_REFUSED in cause:
+        cause = "check the user and the password in the setting broker, and the rights of the user for the virtual host"
+        return BrokerUnavailableError(config.broker_safe, cause, refuses_login=True)
+    return BrokerUnavailableError(config.broker_safe, cause)
 
 
 def accepted_body(body: bytes, queue: str, cut_from: int = 0) -> bytes:
