@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ from nodestate import model
 from nodestate.cli import every_command
 from nodestate.cli.setting_docs import setting_docs
 from nodestate.journal import format as journal
+from nodestate.metrics.metric_table import METRICS, PREFIX
 from nodestate.scheduling import claims
 from nodestate.snapshot import format as snapshot
 from nodestate.store import head, keys, liveness
@@ -229,12 +231,23 @@ def commands() -> str:
     return "\n".join(rows)
 
 
+def metrics(part: str) -> str:
+    """Return the table of the metrics of one part of a cell."""
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for metric in METRICS:
+        if metric.part == part:
+            labels = ", ".join(f"`{label}`" for label in metric.labels)
+            rows.append(f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+    return "\n".join(rows)
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "limits": limits,
     "settings": settings,
     "records": records,
     "key space": key_space,
     "commands": commands,
+    **{f"metrics of {part}": partial(metrics, part) for part in ("consumer", "cell", "reader", "scheduler", "agent")},
 }
 
 

@@ -136,6 +136,8 @@ class StoreError(NodestateError):
     """Base of the errors of the store."""
 
     kind: ClassVar[str] = "store"
+    server: str = ""
+    """Name of the server; empty if the error does not name one."""
 
 
 class StoreUnavailableError(StoreError):

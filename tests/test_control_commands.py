@@ -13,10 +13,10 @@ from harness.servers import MemcachedServer
 from nodestate.cli import design_switch, main
 from nodestate.cli.doctor.design_checks import examine_copies, examine_record
 from nodestate.cli.doctor.findings import FAIL, OK
-from nodestate.cli.inspection import read_copies
 from nodestate.config import Config, load
 from nodestate.designs.connections import configured, open_stores
 from nodestate.designs.control import CONTROL, Control
+from nodestate.designs.inspection import read_copies
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.ports import Put, Store, SystemClock, Write
 from nodestate.store import keys

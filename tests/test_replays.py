@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from harness.profile import by_profile
 from harness.servers import MemcachedServer
 from nodestate import Reader
-from nodestate.cli.inspection import HeadStatus, head_status
 from nodestate.designs import DESIGNS
+from nodestate.designs.inspection import HeadStatus, head_status
 from nodestate.errors import EpochLostError, FencedError, StaleViewError
 from nodestate.ports import Put, SystemClock, Write
 from nodestate.store import keys

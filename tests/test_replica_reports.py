@@ -15,12 +15,12 @@ from nodestate.cli.check import compare
 from nodestate.cli.doctor.design_checks import examine_design, examine_replicas
 from nodestate.cli.doctor.findings import FAIL, OK, WARN
 from nodestate.cli.doctor.store_checks import start_finding
-from nodestate.cli.inspection import DesignStatus, HeadStatus, head_status, out_of_sync, replica_pairs
 from nodestate.cli.top import _renderable
 from nodestate.config import load
 from nodestate.designs.connections import open_stores
 from nodestate.designs.control import record_from_settings
 from nodestate.designs.control_store import ControlStore
+from nodestate.designs.inspection import DesignStatus, HeadStatus, head_status, out_of_sync, replica_pairs
 from nodestate.designs.reader import Reader
 from nodestate.errors import StoreUnavailableError
 from nodestate.ports import Item, SystemClock

@@ -58,8 +58,7 @@ class Agent:
         an order --> its effect or its refusal as a change, and then the answer (``Admission``)
 
     ``step`` uses only an injected clock, sources, sink and inbox, so a seeded simulation can run it. It raises nothing
-    if the broker or a source is away. All nodes of a source share one incarnation, so there is one file per source and
-    not per node.
+    if the broker or a source is away. All nodes of a source share one incarnation, which is stored in one file.
 
     If the agent ends without ``leave``, its nodes stay in the view and become stale: an agent that is restarted for an
     update must not remove its nodes from the view. The caller closes ``sink`` and ``inbox``.
@@ -70,8 +69,7 @@ class Agent:
         clock: wall-clock and monotonic time.
         rng: chooses the phases of heartbeats and the moments of requested reports.
         inbox: gives resync requests and orders.
-        incarnation: the incarnation of all nodes, for which no file and no lock is used. If None, the nodes of each
-            source get the next incarnation from the source's file.
+        incarnation: of all nodes, without a file and a lock; None: of each source, the next one from its file.
         state_dir: where cordons are stored if ``incarnation`` is given; None: the agent refuses to cordon nodes.
         life: a random token of this process; empty for a new one.
         host: the name of this machine; empty to ask the machine.
@@ -306,6 +304,7 @@ class Agent:
         publisher = self.publishers.get(name)
         if publisher is not None and publisher.live and name not in self._conflicts.lost:
             publisher.leave()
+            self.stats.leaves += 1
             self._conflicts.announce_leave(name)
 
     # -- events that are due
@@ -392,6 +391,7 @@ class Agent:
             orders = [order for order in received if not self._is_mute(order.node)]
             answers = self._admission.carry_out(orders)
             for order, answer in zip(orders, answers, strict=True):
+                self.stats.count_order(type(order).__name__.lower(), answer.refused or "done")
                 if order.reply_to and self._backoff.ready:
                     self._inbox.answer(order.reply_to, answer)
             self._conflicts.send_due()

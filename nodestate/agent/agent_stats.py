@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -15,6 +15,8 @@ class AgentStats:
     """Changes published."""
     heartbeats: int = 0
     """Heartbeats published."""
+    leaves: int = 0
+    """Leaves published."""
     resyncs: int = 0
     """Resync requests for reports that concerned at least one of the agent's nodes."""
     censuses: int = 0
@@ -27,7 +29,19 @@ class AgentStats:
     """Orders refused."""
     ended: int = 0
     """Orders that ended an instance."""
+    orders: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By kind of the order and by ``done`` or the reason of the refusal: the number of answered orders."""
     bad: int = 0
     """Readings of sources that were refused because a state or patch was invalid."""
     broker_errors: int = 0
     """Failed calls of the broker."""
+
+    def count_order(self, kind: str, result: str) -> None:
+        """Count an order that was carried out or refused.
+
+        Args:
+            kind: the kind of the order.
+            result: ``done``, or the reason of the refusal.
+        """
+        by_result = self.orders.setdefault(kind, {})
+        by_result[result] = by_result.get(result, 0) + 1

@@ -18,6 +18,7 @@ from nodestate.broker.topology import REBIND_S
 from nodestate.broker.users import check_sender
 from nodestate.config import Config
 from nodestate.errors import BadEventError, BrokerUnavailableError, UnconfirmedError
+from nodestate.histogram import COMMIT_BOUNDS_S, Histogram
 from nodestate.model.orders import Answer, Order, bad_order, decode_order, encode
 from nodestate.model.presence import Presence, decode_presence
 from nodestate.ports import Clock, OrderCounts, Resync, SystemClock
@@ -82,12 +83,22 @@ class KombuSink:
         """Size of these orders."""
         self._presences: list[Presence] = []
         """Presences that arrived and are not yet returned."""
+        self.confirm_durations = Histogram(COMMIT_BOUNDS_S)
+        """Seconds from the publish of an event to its confirm. One event at a time is measured."""
+        self._measured_at = math.inf
+        """Monotonic time at which the measured event was published; infinite if none is on its way."""
         self.bad_orders = 0
         """Number of orders that could not be decoded, came for another node, or whose signature is missing or wrong."""
         self.bad_resyncs = 0
         """Number of resync requests that could not be decoded."""
 
     # -- ports.Sink
+
+    @property
+    def unconfirmed_count(self) -> int:
+        """Number of events that were sent and not yet confirmed. Safe to read from any thread."""
+        session = self._sessions.current
+        return session.unconfirmed if session is not None else 0
 
     def publish(self, bucket: int, body: bytes, on_done: OnDone) -> None:
         """Send one event; ``on_done`` is called within this or a later call of the sink, and must not publish.
@@ -104,9 +115,22 @@ class KombuSink:
             if session.is_stale() or self._watch.gives_up(session.alarm):
                 self._sessions.drop()
                 session = self._sessions.get()
-            session.publish(bucket, body, on_done)
+            session.publish(bucket, body, on_done if self._measured_at < math.inf else self._measured(on_done))
         except session.errors as error:
+            self._measured_at = math.inf
             raise self._sessions.lost(error) from error
+
+    def _measured(self, on_done: OnDone) -> OnDone:
+        """Return ``on_done`` for an event that is published now, which also measures the time to its confirm."""
+        began = self._measured_at = self._clock.monotonic()
+
+        def done(ok: bool) -> None:
+            if ok and self._measured_at == began:
+                self.confirm_durations.observe(self._clock.monotonic() - began)
+            self._measured_at = math.inf
+            on_done(ok)
+
+        return done
 
     def flush(self, timeout_s: float) -> None:
         """Wait until everything is confirmed.

@@ -17,6 +17,7 @@ from nodestate.agent.sources.libvirt import LibvirtSource
 from nodestate.agent.sources.simulated import SimulatedFleet, fleet_name
 from nodestate.broker import KombuSink
 from nodestate.cli.command import SECONDS, Run, cell_command
+from nodestate.cli.metrics_listen import metrics_option, metrics_server
 from nodestate.cli.shutdown import stop_on_signals
 from nodestate.cli.streams import lost_log_lines, lost_log_lines_text
 from nodestate.ports import SystemClock
@@ -48,6 +49,7 @@ from nodestate.text import count_text
 @click.option("--name", metavar="NAME", help="Host, libvirt: name of the node.", show_default="name of this machine")
 @click.option("--zone", default="", metavar="ZONE", help="Host, libvirt: zone of the node.", show_default="none")
 @click.option("--uri", default="qemu:///system", metavar="URI", help="libvirt: URI of the hypervisor.")
+@metrics_option
 @click.option(
     "--seconds", type=SECONDS, metavar="S", help="End after S seconds.", show_default="run until SIGTERM or Ctrl-C"
 )
@@ -67,6 +69,7 @@ def command(
     name: str | None,
     zone: str,
     uri: str,
+    metrics_listen: str | None,
     seconds: float | None,
     leave: bool,
 ) -> None:
@@ -89,11 +92,11 @@ def command(
     sink = KombuSink(run.config)
     try:
         agent = Agent(run.config, sources, sink, SystemClock(), random.Random(), inbox=sink)
-        with stop_on_signals(seconds) as stop:
-            try:
+        try:
+            with stop_on_signals(seconds) as stop, metrics_server(run, metrics_listen, agent=agent, sink=sink):
                 agent.run(stop)
-            finally:
-                agent.close(leave=leave)
+        finally:
+            agent.close(leave=leave)
     finally:
         sink.close()
     if run.as_json:

@@ -12,7 +12,6 @@ import click
 
 from nodestate.broker import collect_census
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.inspection import CellInspector, selected_designs
 from nodestate.designs.comparison import (
     DIFFERENT,
     KINDS,
@@ -25,6 +24,7 @@ from nodestate.designs.comparison import (
     differences_from_agents,
     persisting,
 )
+from nodestate.designs.inspection import CellInspector, selected_designs
 from nodestate.errors import NodestateError
 from nodestate.model import Version
 from nodestate.model.partitioning import partition_of

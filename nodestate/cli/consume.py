@@ -12,6 +12,7 @@ import click
 
 from nodestate.broker import KombuLayouts, KombuResyncSender
 from nodestate.cli.command import SECONDS, Run, cell_command
+from nodestate.cli.metrics_listen import metrics_option, metrics_server
 from nodestate.cli.shutdown import stop_on_signals
 from nodestate.cli.streams import lost_log_lines, lost_log_lines_text
 from nodestate.config import Config
@@ -57,10 +58,13 @@ class MemberNumber(click.ParamType[tuple[int, int]]):
     default="1/1",
     help="Number of this consumer, and number of all consumers of the cell.",
 )
+@metrics_option
 @click.option(
     "--seconds", type=SECONDS, metavar="S", help="End after S seconds.", show_default="run until SIGTERM or Ctrl-C"
 )
-def command(run: Run, design: str | None, member: tuple[int, int], seconds: float | None) -> None:
+def command(
+    run: Run, design: str | None, member: tuple[int, int], metrics_listen: str | None, seconds: float | None
+) -> None:
     """Write events from the broker into the store, as one of the consumers of the cell.
 
     Consumer i of n takes every n-th partition at once and stands by for the others: when a consumer dies, the remaining
@@ -84,14 +88,15 @@ def command(run: Run, design: str | None, member: tuple[int, int], seconds: floa
         if design
         else Member(config, layouts, stores, resync, clock, rng, name)
     )
-    with stop_on_signals(seconds) as stop:
-        try:
+    try:
+        with stop_on_signals(seconds) as stop, metrics_server(run, metrics_listen, consumer=consumer):
             consumer.run(stop)
-        finally:
-            consumer.close()
-            resync.close()
+    finally:
+        consumer.close()
+        resync.close()
     if run.as_json:
         counts = asdict(consumer.stats)
+        del counts["durations"]
         counts |= {**counts.pop("counts"), "lost_log_lines": lost_log_lines()}
         counts |= {"unsigned_values": VALUES.unsigned, "refused_values": VALUES.refused}
         run.print_json({"member": f"{number}/{members}", "designs": consumer.designs, **counts})

@@ -15,9 +15,9 @@ from nodestate.cli.check import as_json as verdict_json
 from nodestate.cli.check import show as show_verdict
 from nodestate.cli.command import SECONDS, Run, cell_command, operator_name
 from nodestate.cli.design_switch import DesignIncompleteError, DesignsDifferError, DesignSwitch
-from nodestate.cli.inspection import out_of_sync, replica_pairs
 from nodestate.designs.connections import configured
 from nodestate.designs.control import Control, author_text, cut_over, prepared, require_named, retired, rolled_back
+from nodestate.designs.inspection import out_of_sync, replica_pairs
 from nodestate.designs.stored_design import display_names, parse_stored_design
 from nodestate.errors import ConfigError
 from nodestate.text import age_text, count_text

@@ -19,11 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from nodestate.broker import KombuLayouts
 from nodestate.cli.check import Verdict, compare
 from nodestate.cli.command import Run, operator_name
-from nodestate.cli.inspection import CellInspector, DesignStatus, out_of_sync, replica_pairs
 from nodestate.designs.connections import configured, open_stores
 from nodestate.designs.control import Control, cleared, dated, record_from_settings, renewed
 from nodestate.designs.control_auth import control_auth
 from nodestate.designs.control_store import ControlStore, Copy, newest
+from nodestate.designs.inspection import CellInspector, DesignStatus, out_of_sync, replica_pairs
 from nodestate.designs.layout_removal import delete_queues, remove_layout_epochs
 from nodestate.designs.stored_design import StoredDesign, parse_stored_design
 from nodestate.errors import ConfigError, ControlLostError, DesignStepError

@@ -8,9 +8,9 @@ import click
 
 from nodestate.broker import KombuResyncSender, collect_census
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.inspection import read_control
 from nodestate.cli.node_name import NODE
 from nodestate.config import Config
+from nodestate.designs.inspection import read_control
 from nodestate.errors import NotFoundError
 from nodestate.ports import Resync
 from nodestate.text import count_text

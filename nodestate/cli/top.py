@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nodestate.cli.command import SECONDS, Run, cell_command
-from nodestate.cli.inspection import CellInspector, DesignStatus, HeadStatus, replica_pairs, selected_designs
 from nodestate.cli.shutdown import stop_on_signals
+from nodestate.designs.inspection import CellInspector, DesignStatus, HeadStatus, replica_pairs, selected_designs
 from nodestate.text import count_text
 
 

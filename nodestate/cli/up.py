@@ -19,10 +19,10 @@ from nodestate.cli import check
 from nodestate.cli.check import Verdict
 from nodestate.cli.command import Run, cell_command
 from nodestate.cli.embedded_cell import EmbeddedCell
-from nodestate.cli.inspection import CellInspector
 from nodestate.cli.shutdown import StopRequest, stop_on_signals
 from nodestate.cli.up_screen import SHOWN_CLASSES, CellSample, DesignSample, as_line, as_panel
 from nodestate.config import Config
+from nodestate.designs.inspection import CellInspector
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.text import count_text
 from nodestate.view.view import View

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.event_stream import reports_of
-from nodestate.cli.inspection import selected_designs
 from nodestate.cli.node_name import NODE
+from nodestate.designs.inspection import selected_designs
 from nodestate.designs.reader import Reader
 from nodestate.errors import CorruptItemError, NodestateError, StaleViewError
 from nodestate.model import NodeRecord

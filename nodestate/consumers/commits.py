@@ -153,6 +153,7 @@ class Commits:
                 self._stats.counts,
                 self._auth,
             )
+            self._stats.durations.batch_messages.observe(len(partition.pending.deliveries))
             if partition.pending.lost_queue:
                 self._log.warning(
                     "the queue of a partition was deleted: events that agents published may be lost, so all its agents "
@@ -186,7 +187,13 @@ class Commits:
         status = partition.status(now, name)
         if name in partition.pending.repair:
             return partition.writers[name].repair(partition, status)
-        return partition.writers[name].commit(partition.pending.batch, partition, status)
+        return self._timed(name, partition.writers[name].commit(partition.pending.batch, partition, status))
+
+    def _timed(self, name: str, steps: Steps[None]) -> Steps[None]:
+        """Take the steps of a commit in one design, and observe how long they took if they succeed."""
+        began = self._clock.monotonic()
+        yield from steps
+        self._stats.durations.commit_s(name).observe(self._clock.monotonic() - began)
 
     def _record_result(self, number: int, name: str, result: NodestateError | None) -> None:
         """Record the result of a write of one partition in one design.

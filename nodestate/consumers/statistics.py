@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nodestate.errors import NodestateError, StoreError
+from nodestate.histogram import BATCH_BOUNDS, COMMIT_BOUNDS_S, Histogram
 from nodestate.model import FoldOutcome
 
 
@@ -19,6 +21,23 @@ class EventCounts:
     """Messages that were accepted without a valid signature, in the modes accept and warn of ``auth_events``."""
     foreign_watermarks: int = 0
     """Number of ignored watermark messages: of a former owner, whose messages were still in the queue, or forged."""
+
+
+class Durations:
+    """Durations of the commits of one consumer, and numbers of their messages."""
+
+    def __init__(self) -> None:
+        self.commits_s: dict[str, Histogram] = {}
+        """By design, the seconds that one partition's commit took."""
+        self.batch_messages = Histogram(BATCH_BOUNDS)
+        """Messages of one partition's commit."""
+
+    def commit_s(self, design: str) -> Histogram:
+        """Return the histogram of the commits in one design."""
+        found = self.commits_s.get(design)
+        if found is None:
+            found = self.commits_s[design] = Histogram(COMMIT_BOUNDS_S)
+        return found
 
 
 @dataclass(slots=True)
@@ -47,9 +66,19 @@ class ConsumerStats:
     """Resync requests sent to agents."""
     store_errors: int = 0
     """Failed takeovers, writes and renewals, one per partition and design."""
+    store_errors_by_server: dict[str, int] = field(default_factory=dict)
+    """The same by name of the server; ``unknown`` if the error names none."""
     broker_errors: int = 0
     """Failed calls of the broker."""
     unsigned_controls: int = 0
     """Control records accepted without a valid signature, in the modes accept and warn of ``auth_control``."""
     refused_controls: int = 0
     """Control records that were refused because of their signature."""
+    durations: Durations = field(default_factory=Durations)
+    """Durations and sizes of commits."""
+
+    def count_store_error(self, error: NodestateError) -> None:
+        """Count a failed takeover, write or renewal of a partition."""
+        self.store_errors += 1
+        server = (error.server if isinstance(error, StoreError) else "") or "unknown"
+        self.store_errors_by_server[server] = self.store_errors_by_server.get(server, 0) + 1

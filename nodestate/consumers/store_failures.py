@@ -57,7 +57,7 @@ class StoreFailures:
 
     def postpone(self, number: int, error: NodestateError) -> None:
         """Count and log the error, and do not try the partition again for ``RETRY_S`` seconds."""
-        self._stats.store_errors += 1
+        self._stats.count_store_error(error)
         self._transitions.failing(f"partition {number}", str(error))
         self._owned.postpone(number, self._clock.monotonic() + RETRY_S)
 
@@ -72,7 +72,7 @@ class StoreFailures:
             self._log.warning("fenced", partition=partition.number, reason=str(error))
             self._session.give_up()
         elif self._replicas.leave_behind(partition, design, error, stored):
-            self._stats.store_errors += 1
+            self._stats.count_store_error(error)
         elif isinstance(error, EpochLostError):
             self._log.warning("epoch lost", partition=partition.number, design=design, reason=str(error))
             partition.mark_lost(design, self._clock.monotonic())

@@ -16,6 +16,7 @@ from nodestate.designs.control import Control
 from nodestate.designs.control_auth import ControlAuth, control_auth
 from nodestate.designs.control_store import fetch_record
 from nodestate.designs.followed_design import FollowedDesign
+from nodestate.designs.reader_stats import ReaderStats
 from nodestate.designs.stored_design import StoredDesign, parse_stored_design
 from nodestate.errors import BehindError, ConfigError, NodestateError, StaleViewError
 from nodestate.model import NEVER, Receipt
@@ -56,6 +57,8 @@ class Reader:
     ) -> None:
         # Settings of the cell.
         self.config = config
+        # Counters since the start.
+        self.stats = ReaderStats()
         first = parse_stored_design(design or config.read_design, config.partitions)
         # Monotonic time, for ages and waits.
         self._clock = clock or SystemClock()
@@ -80,6 +83,11 @@ class Reader:
     def design(self) -> str:
         """The design that is read now."""
         return self._live.stored.design
+
+    @property
+    def age(self) -> float:
+        """The age of the last view in seconds, as ``View.age``. Safe to read from any thread; does not refresh."""
+        return self._clock.monotonic() - min(state.confirmed_at for state in self._live.states)
 
     @property
     def control(self) -> Control | None:
@@ -123,14 +131,20 @@ class Reader:
         while True:
             try:
                 with self._lock:
+                    began = self._clock.monotonic()
                     self._refresh(max_age, with_life=node_max_age is not None)
+                    live = self._live
+                    self.stats.observe_refresh(
+                        live.stored.design, self._clock.monotonic() - began, len(live.errors), len(live.followers)
+                    )
                     view = View(self.design, self._live.states, frozenset(), (), self._columns, self._clock)
                 view = view.bounded(max_age, node_max_age, on_stale)
                 if at_least is not None:
                     view.require(at_least, timeout)
                 return view
-            except (StaleViewError, BehindError):
+            except (StaleViewError, BehindError) as error:
                 if self._clock.monotonic() >= deadline:
+                    self.stats.count_refusal(error)
                     raise
             self._clock.sleep(POLL_S)
 

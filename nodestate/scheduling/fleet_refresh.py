@@ -18,6 +18,7 @@ from nodestate.model.partitioning import partition_of
 from nodestate.ports import Clock
 from nodestate.scheduling.claims import ClaimTable, max_view_age_s
 from nodestate.scheduling.fleet import Fleet
+from nodestate.scheduling.scheduler_stats import SchedulerStats
 from nodestate.view.view import View
 
 HEARTBEATS_COUNT: Final = 3
@@ -47,6 +48,7 @@ class FleetRefresher:
         max_age: The maximum age of a view, in seconds, for requests that do not name one.
         node_max_age: No instance is placed on a node that gave no sign of life for this number of seconds. None: the
             age of a node does not matter.
+        stats: Counts refreshes.
     """
 
     def __init__(
@@ -60,7 +62,9 @@ class FleetRefresher:
         name: str,
         max_age: float,
         node_max_age: float | None,
+        stats: SchedulerStats,
     ) -> None:
+        self._stats = stats  # counts refreshes
         self.reader = reader  # reads the views
         self.fleet = fleet  # shows the last view
         self.claim_table = claim_table  # has the claims on the last view's nodes
@@ -96,6 +100,7 @@ class FleetRefresher:
 
         Raises ``StaleViewError`` if no view is fresh enough. Decisions are then still based on the previous view.
         """
+        began = self._clock.monotonic()
         bound = min(self.max_age if max_age is None else max_age, self._max_safe_age_s)
         view = self.reader.read(max_age=bound, node_max_age=self.node_max_age, on_stale="exclude")
         if view.age > bound:
@@ -109,6 +114,7 @@ class FleetRefresher:
         self.claim_table.expire()
         self._replace_impossible_records(view)
         self._view = view
+        self._stats.durations_s["refresh"].observe(self._clock.monotonic() - began)
         return view
 
     def refresh_for_retry(self) -> bool:

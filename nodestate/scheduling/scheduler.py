@@ -31,6 +31,7 @@ from nodestate.scheduling.migrations import Migrations
 from nodestate.scheduling.orders import Boot, BootOutcome, OrderTracker
 from nodestate.scheduling.request import Request
 from nodestate.scheduling.reservations import Reservations
+from nodestate.scheduling.scheduler_stats import SchedulerStats
 from nodestate.scheduling.selection import (
     Choice,
     Explanation,
@@ -104,6 +105,7 @@ class Scheduler:
         }
         self.config = config  # the cell's settings
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"  # the holder in its claims
+        self.stats = SchedulerStats()  # counters since the start
         clock = clock or SystemClock()
         ids = ids or SystemIds()
         self._closing: list[Callable[[], None]] = []  # close the reader and the claim servers, if opened here
@@ -133,6 +135,7 @@ class Scheduler:
             name=self.name,
             max_age=max_age,
             node_max_age=node_max_age,
+            stats=self.stats,
         )
         self.placer = Placer(  # chooses and claims nodes
             self.name,
@@ -143,6 +146,7 @@ class Scheduler:
             self.refresher.refresh_for_retry,
             clock,
             ids,
+            self.stats,
         )
         orders = None
         if courier is not None:
@@ -184,7 +188,10 @@ class Scheduler:
         Raises ``StaleViewError`` if no view is fresh enough.
         """
         self.refresh(request.max_age)
-        return self.selector.choices(request)
+        choices = self.selector.choices(request)
+        for choice in choices:
+            self.stats.decisions["selected" if choice.node is not None else "no-host"] += 1
+        return choices
 
     def explain(self, request: Request) -> Explanation:
         """Explain how the nodes rank for a request, by the view that was read last. Reads no new view."""

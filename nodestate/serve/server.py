@@ -19,8 +19,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nodestate.config import MAX_PORT
 from nodestate.errors import ConfigError
+from nodestate.listening import bound_socket
 from nodestate.serve.guarded_protocol import guarded_protocol
 from nodestate.serve.limits import (
     KEEP_ALIVE_S,
@@ -70,31 +70,11 @@ def listen(address: str, *, tls: bool = False) -> Listener:
     """
     if address.startswith(UNIX_PREFIX):
         return _listen_on_file(Path(address.removeprefix(UNIX_PREFIX)))
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or int(port) > MAX_PORT:
-        raise ConfigError(f"--listen can't be {address!r}: give host:port, such as 127.0.0.1:8790, or unix:PATH")
-    try:
-        family, kind, protocol, _, where = socket.getaddrinfo(
-            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"--listen {address}: {error.strerror or error}") from None
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(where)
-        bound.listen(BACKLOG)
-    except OSError as error:
-        bound.close()
-        raise ConfigError(
-            f"--listen {address}: {error.strerror or error}; give another port, or 0 for any free one"
-        ) from None
+    bound = bound_socket("--listen", address, BACKLOG, also=", or unix:PATH")
     bound.setblocking(False)
-    number = bound.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
+    host = address.rpartition(":")[0]
     is_loopback = ipaddress.ip_address(bound.getsockname()[0]).is_loopback
-    return Listener(bound, f"{'https' if tls else 'http'}://{shown}:{number}", is_loopback)
+    return Listener(bound, f"{'https' if tls else 'http'}://{host}:{bound.getsockname()[1]}", is_loopback)
 
 
 def _listen_on_file(path: Path) -> Listener:

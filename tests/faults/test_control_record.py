@@ -11,10 +11,10 @@ from harness.commands import run_command
 from harness.members import Member, Service
 from harness.servers import MemcachedServer, RabbitServer
 from harness.waiting import wait_until
-from nodestate.cli.inspection import read_copies
 from nodestate.config import load
 from nodestate.designs.connections import open_stores
 from nodestate.designs.control import CONTROL, Control
+from nodestate.designs.inspection import read_copies
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.ports import Put, SystemClock, Write

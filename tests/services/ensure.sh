@@ -3,7 +3,7 @@
 # of this machine; memcached and RabbitMQ may be Docker containers instead. Programs that are missing are installed if
 # this script runs as root on Debian or Ubuntu. So is openssl, which makes their certificates. With --peers the servers of `python -m bench peers` are installed as well,
 # as far as the distribution has them: their tests are skipped without them. So are the tests of a pooler without
-# PgBouncer, which is installed with the others.
+# PgBouncer, and those of the alert rules without promtool, which are installed with the others.
 # Exit 0: the tests can start them. 1: they cannot, and the last lines say what to do. The tests start the servers.
 set -euo pipefail
 
@@ -50,6 +50,10 @@ fi
 
 if may_install && [ -n "$(missing pgbouncer:pgbouncer)" ]; then
     install pgbouncer || echo "Not installed: pgbouncer - the tests of a pooler are skipped."
+fi
+
+if may_install && [ -n "$(missing promtool:prometheus)" ]; then
+    install prometheus || echo "Not installed: prometheus - the tests of the alert rules are skipped."
 fi
 
 containers="memcached:memcached rabbitmq-server:rabbitmq-server"

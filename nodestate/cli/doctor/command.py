@@ -24,10 +24,10 @@ from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.cli.doctor.signature_checks import examine_refused_answers, examine_signatures, examine_tags
 from nodestate.cli.doctor.store_checks import examine_damage, examine_database, examine_store
 from nodestate.cli.doctor.value_checks import examine_values
-from nodestate.cli.inspection import CellInspector, read_control, read_copies, replica_pairs, selected_designs
 from nodestate.config import Config, servers_of
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control
+from nodestate.designs.inspection import CellInspector, read_control, read_copies, replica_pairs, selected_designs
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import NodestateError
 from nodestate.masking import safe_url

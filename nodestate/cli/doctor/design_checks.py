@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text, span_text
-from nodestate.cli.inspection import NOTHING_STORED, DesignStatus, HeadStatus, out_of_sync
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control, author_text
 from nodestate.designs.control_store import Copy, newest
+from nodestate.designs.inspection import NOTHING_STORED, DesignStatus, HeadStatus, out_of_sync
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.store import keys
 from nodestate.text import count_text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Final
 
 from nodestate.errors import BadRequestError, NodestateError
@@ -17,6 +18,7 @@ from nodestate.scheduling.claims.placing import NoHostFound, Placing
 from nodestate.scheduling.claims.record import Claim
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.request import hints_of, joint_request
+from nodestate.scheduling.scheduler_stats import SchedulerStats
 from nodestate.scheduling.selection import Selector
 from nodestate.text import count_text
 
@@ -56,6 +58,7 @@ class Placer:
             retry may find a node.
         clock: The time for new claim ids.
         ids: The source of the random part of new claim ids.
+        stats: Counts the decisions; None for counters of this placer alone.
     """
 
     def __init__(
@@ -68,7 +71,10 @@ class Placer:
         refresh_for_retry: Callable[[], bool],
         clock: Clock,
         ids: IdSource,
+        stats: SchedulerStats | None = None,
     ) -> None:
+        self.stats = stats or SchedulerStats()
+        """Counts the decisions."""
         self._holder = holder
         """The name in new claims."""
         self._refresh_for_retry = refresh_for_retry
@@ -99,6 +105,16 @@ class Placer:
         for members in wholes.values():
             self._place_together(members)
         self._place_each([placing for placing in waiting if not placing.together])
+        for placing in waiting:
+            self._count(placing)
+
+    def _count(self, placing: Placing) -> None:
+        """Count the result of a placing; if no node was found, also the nodes that each filter removed."""
+        failure = placing.failure
+        self.stats.decisions["claimed" if failure is None else "no-host"] += 1
+        if failure is not None:
+            for before, after in pairwise(failure.remaining):
+                self.stats.count_removed(after.filter, before.nodes - after.nodes)
 
     def _place_each(self, placings: Iterable[Placing]) -> None:
         """Choose and claim a node for each of these placings by itself, until each has a claim or a failure."""
@@ -106,8 +122,10 @@ class Placer:
         refreshed = False
         while waiting:
             self._claim_table.expire()
+            began = self._clock.monotonic()
             self._chooser.begin_round()
             assigned = [placing for placing in waiting if self._assign(placing)]
+            self.stats.durations_s["choose"].observe(self._clock.monotonic() - began)
             self._write(assigned)
             self._read_next_best(placing for placing in assigned if placing.conflicts and not placing.settled)
             failed = [placing for placing in waiting if placing.failure is not None and placing.failure.remaining]
@@ -282,7 +300,9 @@ class Placer:
         """Write the claims of the assigned placings. If a claim was not stored, its placing is unplaced again, or it
         fails.
         """
+        began = self._clock.monotonic()
         outcomes = self._claim_table.flush() if assigned else {}
+        self.stats.durations_s["claim"].observe(self._clock.monotonic() - began)
         for placing in assigned:
             assert placing.node is not None, "an assigned placing has a node"
             outcome = outcomes[placing.node]

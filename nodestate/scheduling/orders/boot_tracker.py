@@ -90,10 +90,10 @@ class BootTracker:
         self._clock = clock  # the time for order ids and for overdue answers
         self._ids = ids  # the source of the random part of order ids
         self._answer_timeout_s = answer_timeout_s  # after this time an order counts as unanswered
-        self._deadlines = OrderDeadlines(
-            claim_table, sender.clocks, clock, answer_timeout_s
-        )  # until when orders are valid
-        self._joint = JointBoots(fleet, claim_table, terminations, supersessions)  # boots that succeed or fail together
+        # Until when orders are valid.
+        self._deadlines = OrderDeadlines(claim_table, sender.clocks, clock, answer_timeout_s)
+        # Boots that succeed or fail together.
+        self._joint = JointBoots(fleet, claim_table, terminations, supersessions, placer.stats)
         self._absent = AbsentAgents(fleet, clock, answer_timeout_s)  # boots that wait for agents
         self._unplaced: list[Boot] = []  # boots that need a node
         self._unplaced_lock = Lock()  # other threads may add to _unplaced
@@ -206,8 +206,7 @@ class BootTracker:
         """Let each boot choose another node whose answer was overdue at a time, in monotonic seconds.
 
         The node that did not answer may have built the instance all the same, so the allocation is remembered as a
-        possible copy. A booted instance is ended there. After a resize there is no copy, because the instance was on
-        that node before.
+        possible copy. A booted instance is ended there. A resized instance was there before, so it leaves no copy.
         """
         unanswered = [order_id for order_id, boot in self._sent.items() if boot.answer_by <= overdue_at]
         obsolete: list[Termination] = []
@@ -220,6 +219,7 @@ class BootTracker:
                 obsolete.append(copy)
             if not boot.placing.claim.resize:  # a resized instance was on that node before, and still is
                 boot.add_possible_copy(copy)
+            self._placer.stats.count_refusal(NO_ANSWER)
             self._claim_table.add_fault(boot.order.node, NO_ANSWER)
             detail = "" if self._sender.can_answer(boot.order) else "the connection to the broker broke meanwhile"
             boot.leave_unanswered(self._fleet.rows.get(boot.order.node), detail)

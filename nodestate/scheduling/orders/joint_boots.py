@@ -21,6 +21,7 @@ from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.orders.boot import Boot, Booted, BootOutcome, Failed
 from nodestate.scheduling.orders.supersession import Supersessions
 from nodestate.scheduling.orders.termination_orders import Termination, TerminationOrders
+from nodestate.scheduling.scheduler_stats import SchedulerStats
 
 
 class JointBoots:
@@ -31,11 +32,18 @@ class JointBoots:
         claim_table: The claims of this scheduler and of others.
         terminations: Ends boots that were built although another member failed.
         supersessions: Keeps the originals of such migrations authoritative, and ends the migrated copies.
+        stats: Counts the outcomes of boots.
     """
 
     def __init__(
-        self, fleet: Fleet, claim_table: ClaimTable, terminations: TerminationOrders, supersessions: Supersessions
+        self,
+        fleet: Fleet,
+        claim_table: ClaimTable,
+        terminations: TerminationOrders,
+        supersessions: Supersessions,
+        stats: SchedulerStats,
     ) -> None:
+        self._stats = stats  # counts the outcomes of boots
         self._fleet = fleet  # the nodes as the last view shows them
         self._claim_table = claim_table  # the claims of this scheduler and of others
         self._terminations = terminations  # ends boots that were built
@@ -90,6 +98,7 @@ class JointBoots:
                 self._roll_back(one, own)
                 reason = NoHostFound(reason=f"{failed.instance} of the same group could not be built: {failed.reason}")
                 own = Failed(own.instance, reason, own.refusals, own.conflicts)
+            self._stats.decisions["booted" if isinstance(own, Booted) else "failed"] += 1
             one.finish(own)
 
     def _roll_back(self, boot: Boot, booted: Booted) -> None:

@@ -15,9 +15,10 @@ from nodestate.model.orders import Answer, Build, End, Order
 from nodestate.ports import Clock, Courier
 from nodestate.ports.ids import IdSource
 from nodestate.scheduling.orders.agent_clocks import AgentClocks
+from nodestate.scheduling.scheduler_stats import SchedulerStats
 
 MAX_SENT_COUNT: Final = 100_000
-"""Orders whose nodes are kept, to compare them with the answers."""
+"""Orders whose nodes and times are kept, to compare them with the answers."""
 
 
 class OrderSender:
@@ -33,6 +34,7 @@ class OrderSender:
         ids: The source of message ids.
         answer_timeout_s: Seconds after which an order's deadline passes. Agents refuse an order after its deadline.
         tags: Adds tags to the hints of builds.
+        stats: Counts answers; None for counters of this sender alone.
     """
 
     def __init__(
@@ -42,9 +44,12 @@ class OrderSender:
         ids: IdSource,
         answer_timeout_s: float,
         tags: AllocationTags = NO_TAGS,
+        stats: SchedulerStats | None = None,
     ) -> None:
+        self._stats = stats or SchedulerStats()  # counts answers
         self.clocks = AgentClocks()  # how far the agents' clocks are ahead of this machine's
-        self._nodes: dict[str, str] = {}  # by id of an order that asks for an answer, its node; the oldest first
+        # By id of an order that asks for an answer, its node and when it was sent; the oldest first.
+        self._sent: dict[str, tuple[str, float]] = {}
         self.foreign_answers = 0  # answers that were dropped because another node gave them
         self._courier = courier  # the connection to the broker
         self._clock = clock  # the time for deadlines
@@ -82,9 +87,10 @@ class OrderSender:
         """
         if orders:
             self.clocks.on_sent(orders, self._clock.time())
-            self._nodes.update((order.id, order.node) for order in orders if order.reply_to)
-            for oldest in list(islice(self._nodes, max(0, len(self._nodes) - MAX_SENT_COUNT))):
-                del self._nodes[oldest]
+            now = self._clock.monotonic()
+            self._sent.update((order.id, (order.node, now)) for order in orders if order.reply_to)
+            for oldest in list(islice(self._sent, max(0, len(self._sent) - MAX_SENT_COUNT))):
+                del self._sent[oldest]
             with suppress(BrokerUnavailableError):
                 self._courier.send([self._tagged(order) for order in orders], self._answer_timeout_s)
 
@@ -112,10 +118,20 @@ class OrderSender:
         Raises ``BrokerUnavailableError`` if there is no connection.
         """
         received = self._courier.answers(timeout_s)
-        answers = [answer for answer in received if self._nodes.get(answer.id, answer.node) == answer.node]
+        answers = [answer for answer in received if self._sent.get(answer.id, (answer.node,))[0] == answer.node]
+        for answer in answers:
+            self._count(answer)
         self.foreign_answers += len(received) - len(answers)
         self.clocks.on_answers(answers, self._clock.time())
         return answers
+
+    def _count(self, answer: Answer) -> None:
+        """Count an answer to an order of this scheduler."""
+        sent = self._sent.get(answer.id)
+        if sent is not None:
+            self._stats.durations_s["answer"].observe(self._clock.monotonic() - sent[1])
+            if answer.refused:
+                self._stats.count_refusal(answer.refused)
 
     def build_in_place(
         self,

@@ -40,7 +40,7 @@ class OrderTracker:
         self._clock = clock  # the time, for the interval between retries
         self._retry_at = 0.0  # when terminations and supersessions are retried next, in monotonic seconds
         self._sender = OrderSender(  # sends orders to the agents
-            courier, clock, ids, config.answer_timeout_s, fleet.reports.tags
+            courier, clock, ids, config.answer_timeout_s, fleet.reports.tags, placer.stats
         )
         # Ends instances on nodes, and repeats the orders until views no longer show the instances.
         self.terminations = TerminationOrders(fleet, self._sender, clock, config.claim_ttl_s)
