@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,9 @@ from nodestate.cli.setting_docs import setting_docs
 from nodestate.journal import format as journal
 from nodestate.metrics.metric_table import METRICS, PREFIX
 from nodestate.scheduling import claims
+from nodestate.serve.app import ROUTES
+from nodestate.serve.openapi import openapi_document
+from nodestate.serve.problems import PROBLEM_TYPES, ProblemDocument
 from nodestate.snapshot import format as snapshot
 from nodestate.store import head, keys, liveness
 
@@ -153,10 +156,10 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
 """By module, every limit that a user can reach, with its meaning."""
 
 
-def limits() -> str:
-    """Return the table of all limits, with the values of the code."""
+def limits(of: Mapping[str, Mapping[str, str]] = LIMITS) -> str:
+    """Return the table of limits, with the values of the code. ``of``: by module, the names and their meanings."""
     rows = ["| limit | value | of |", "|---|---:|---|"]
-    for module, names in LIMITS.items():
+    for module, names in of.items():
         for name, meaning in names.items():
             value = getattr(importlib.import_module(module), name)
             shown = f"{value:,.12g}" if isinstance(value, float) else f"{value:,}"
@@ -241,6 +244,67 @@ def metrics(part: str) -> str:
     return "\n".join(rows)
 
 
+def routes() -> str:
+    """Return the table of all routes of the HTTP API."""
+    rows = ["| route | answers with | role | further problems |", "|---|---|---|---|"]
+    for route in ROUTES:
+        problems = ", ".join(f"`{kind}`" for kind in route.problems)
+        rows.append(f"| `{route.method} {route.path}` | {route.summary} | {route.role} | {problems} |")
+    return "\n".join(rows)
+
+
+def parameters() -> str:
+    """Return the table of all parameters of the HTTP API, with the routes that have them."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for path, operations in openapi_document(ROUTES)["paths"].items():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                default = parameter["schema"].get("default", "")
+                key = (parameter["name"], parameter["description"].replace("|", "\\|"), f"{default}")
+                found.setdefault(key, []).append(f"`{path}`")
+    rows = ["| parameter | meaning | default | routes |", "|---|---|---|---|"]
+    for (name, description, default), paths in found.items():
+        rows.append(f"| `{name}` | {description} | {f'`{default}`' if default else ''} | {', '.join(paths)} |")
+    return "\n".join(rows)
+
+
+def problems() -> str:
+    """Return the table of the types of problems of the HTTP API."""
+    rows = ["| type | status | meaning | further fields |", "|---|---:|---|---|"]
+    for kind, of_type in PROBLEM_TYPES.items():
+        own = of_type.document.__struct_fields__[len(ProblemDocument.__struct_fields__) :]
+        status = "401 or 403" if kind == "unauthorized" else str(of_type.status)
+        rows.append(f"| `{kind}` | {status} | {of_type.title}. | {', '.join(f'`{field}`' for field in own)} |")
+    return "\n".join(rows)
+
+
+HTTP_LIMITS: Final[dict[str, dict[str, str]]] = {
+    "nodestate.serve.parameters": {"MAX_WAIT_S": "seconds that a request may wait"},
+    "nodestate.serve.node_routes": {"MAX_PAGE_NODES": "nodes of one page"},
+    "nodestate.serve.node_history": {
+        "EVENTS_PER_NODE_COUNT": "events that are kept of one node",
+        "NODES_COUNT": "nodes whose events are kept",
+    },
+    "nodestate.serve.event_hub": {
+        "RING_EVENTS_COUNT": "events that are kept for clients that connect again",
+        "RING_BYTES": "bytes of these events",
+        "QUEUE_EVENTS_COUNT": "events that may wait for one client of the stream",
+    },
+    "nodestate.serve.event_routes": {"MAX_STREAM_S": "seconds of one stream"},
+    "nodestate.serve.limits": {
+        "MAX_UNSENT_BYTES": "bytes of responses that clients have not taken; then further large ones are refused",
+        "REFUSED_CONNECTIONS_COUNT": "connections above `--max-connections` that are answered; then they are dropped",
+        "KEEP_ALIVE_S": "seconds after which a connection without a request is closed",
+        "TLS_HANDSHAKE_TIMEOUT_S": "seconds of a TLS handshake",
+    },
+    "nodestate.serve.workers": {"MAX_PENDING_COUNT": "answers that are encoded or wait for it"},
+    "nodestate.serve.feeds": {
+        "MAX_DESIGNS_COUNT": "designs that are read because requests name them",
+        "DESIGN_IDLE_S": "seconds after which such a design is no longer read if no request names it",
+    },
+}
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "limits": limits,
     "settings": settings,
@@ -248,6 +312,10 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "key space": key_space,
     "commands": commands,
     **{f"metrics of {part}": partial(metrics, part) for part in ("consumer", "cell", "reader", "scheduler", "agent")},
+    "routes": routes,
+    "parameters": parameters,
+    "problems": problems,
+    "http limits": lambda: limits(HTTP_LIMITS),
 }
 
 

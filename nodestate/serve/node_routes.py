@@ -257,7 +257,7 @@ ROUTES = (
     ApiRoute(
         "GET",
         "/v1/nodes/{name}",
-        "One node in full. The bounds are those of the node and of its partition alone.",
+        "One node in full. Its bounds are judged for the node and its own partition alone.",
         get_node,
         NodeDetail,
         NodeParameters,
