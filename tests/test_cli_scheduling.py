@@ -46,6 +46,7 @@ PLACES = (
     "end",
     "retag",
     "cordon",
+    "room",
 )
 STATE: Mapping[str, Any] = {
     "inventory": {"VCPU": {"total": 8}, "MEMORY_MB": {"total": 8_000}},
@@ -296,6 +297,30 @@ class TestReservations:
         assert "m-1" in site.on(nodes["m-1"])
         assert "no member" in site.run("boot", "--reservation", held["id"], "--instance", "m-9", code=1).stderr
         site.run("release", held["id"])
+
+
+class TestCapacity:
+    def test_capacity_counts_the_fleet_and_how_many_instances_fit(self, site: ThreadedCell) -> None:
+        answer = site.ask("capacity", "--request", "-", stdin=wanted("room", 3))
+        assert answer["whole"]["nodes"] == 3 * len(PLACES)
+        assert answer["aggregates"]["room"]["classes"]["VCPU"] == {"total": 24, "used": 0, "claimed": 0, "free": 24}
+        assert answer["fit"]["fits"] == 6
+        assert "the filter aggregates removed the last" in answer["fit"]["why"]
+        printed = site.run("capacity", "--request", "-", stdin=wanted("room", 3)).stdout
+        assert "6 more instances fit; 3 nodes take at least one now" in printed
+        site.run("capacity", "--request", "-", stdin=wanted("room", 9), code=1)
+
+    def test_what_if_answers_without_nodes_and_claims_nothing(self, site: ThreadedCell) -> None:
+        words = ("what-if", "--without", "room-1,room-2", "--request", "-")
+        answer = site.ask(*words, stdin=wanted("room", 8, count=1))
+        assert [choice["node"] for choice in answer["choices"]] == ["room-3"]
+        assert answer["fit"]["fits"] == 1
+        printed = site.run(*words, stdin=wanted("room", 8, count=2), code=1).stdout
+        assert "1 of 2 instances would get no node" in printed
+        assert (
+            "without: no node nowhere is known"
+            in site.run("what-if", "--without", "nowhere", "--resources", "VCPU=1", code=1).stderr
+        )
 
 
 class TestMigrations:

@@ -29,6 +29,7 @@ NAMES = [
     *("up", "agent", "publish", "consume", "view", "top", "check", "serve"),
     *("select", "boot", "reserve", "confirm", "extend", "release", "reservations"),
     *("migrate", "evacuate", "resize", "update", "terminate"),
+    *("capacity", "what-if"),
     *("node cordon", "node uncordon"),
     *("design status", "design prepare", "design verify", "design cutover", "design rollback", "design retire"),
     "design sign",

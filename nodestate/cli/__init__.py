@@ -39,6 +39,12 @@ COMMANDS: Final = {
     "resize": CommandEntry("nodestate.cli.migrations", "resize", "Change the resources of an instance."),
     "update": CommandEntry("nodestate.cli.migrations", "update", "Change the request of an instance."),
     "terminate": CommandEntry("nodestate.cli.migrations", "terminate", "Terminate instances."),
+    "capacity": CommandEntry(
+        "nodestate.cli.capacity", "capacity", "Show the room of the fleet, and how many instances of a request fit."
+    ),
+    "what-if": CommandEntry(
+        "nodestate.cli.capacity", "what_if_command", "Answer a request as if some nodes were gone or empty."
+    ),
     "node": CommandEntry("nodestate.cli.node", "command", "Close nodes to new instances, and open them again."),
     "design": CommandEntry(
         "nodestate.cli.design", "command", "Show which designs are written and read; switch while the cell runs."

@@ -20,6 +20,7 @@ Schedulers write claims, and agents report allocations. The package ``claims`` e
 allocation.
 """
 
+from nodestate.scheduling.capacity import CapacityPart, ClassCapacity, FleetCapacity, RequestFit, capacity_of, fit_of
 from nodestate.scheduling.claims import NoHostFound, Placing
 from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, Scores
 from nodestate.scheduling.migrations import Migrations
@@ -45,6 +46,7 @@ from nodestate.scheduling.selection import (
 from nodestate.scheduling.tag_renewal import LeftAllocation, TagRenewal, TagRenewals
 from nodestate.scheduling.terminations import Terminations
 from nodestate.scheduling.updates import Updates
+from nodestate.scheduling.what_if import WhatIf, what_if
 
 __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     # the scheduler and its parts
@@ -80,6 +82,15 @@ __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     "NotReserved",
     "Confirmed",
     "NotConfirmed",
+    # questions about the fleet, and their answers
+    "capacity_of",
+    "FleetCapacity",
+    "CapacityPart",
+    "ClassCapacity",
+    "fit_of",
+    "RequestFit",
+    "what_if",
+    "WhatIf",
     # orders to whole nodes, and their results
     "NodeOrders",
     "NodeOrderResult",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ from nodestate.ports import Clock
 from nodestate.text import age_text, count_text
 from nodestate.view.columns import Columns, ColumnStore
 from nodestate.view.follower import PartitionState
+from nodestate.view.table import Table
 
 OnStale = Literal["exclude", "refuse", "flag"]
 
@@ -225,6 +226,22 @@ class View:
         if on_stale == "exclude":
             left_out.update(stale, *(state.table.incomplete for state in states if state.table is not None))
         return View(self.design, states, frozenset(stale), left_out, self._columns, self._clock)
+
+    def changed(self, change: Callable[[NodeRecord], NodeRecord]) -> View:
+        """Return a view of the same commits and the same age with other nodes, for questions of the form "what if".
+
+        Args:
+            change: Returns the record to put in place of a record, with the same name.
+        """
+        states = []
+        for state in self.partitions:
+            table = state.table
+            if table is not None:
+                records = list(map(change, table.records()))
+                names = [record.name for record in records]
+                table = Table.of(table.epoch, table.offset, table.decode, names, records, table.incomplete)
+            states.append(state._replace(table=table))
+        return View(self.design, tuple(states), self.stale, self.left_out, ColumnStore(), self._clock)
 
     def require(self, receipt: Receipt, timeout: float) -> None:
         """Raise ``BehindError`` unless the view has the version of the receipt or a newer one.

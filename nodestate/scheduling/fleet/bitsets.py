@@ -113,6 +113,19 @@ class WordBits:
                 by_word[word] = found
         return by_word
 
+    def memberships(self, size: int) -> tuple[list[str], npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Return all words, and the pairs of a row and a word that it has, as two arrays of equal length.
+
+        The second array of a pair has numbers of words in the returned list. Only the first ``size`` rows are searched.
+        """
+        words = list(self._bits)
+        if not words or not size:
+            return [], np.zeros(0, np.intp), np.zeros(0, np.intp)
+        planes = np.stack([plane[:size] for plane in self._planes], axis=1).astype("<u8")
+        bits = np.unpackbits(planes.view(np.uint8), axis=1, bitorder="little")[:, : len(words)]
+        at_rows, at_words = np.nonzero(bits)
+        return words, at_rows, at_words
+
     def _encoded(self, words: tuple[str, ...]) -> list[int]:
         """Return the integers of a combination of words, one for each plane. New words get a bit first."""
         values = [0] * len(self._planes)

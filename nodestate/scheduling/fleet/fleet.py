@@ -149,6 +149,11 @@ class Fleet:
         return self._columns.usable
 
     @property
+    def is_there(self) -> Flags:
+        """Whether the last view has the node of each row: False if the node is gone, or if its state is unknown."""
+        return np.not_equal(self._columns.status[self.all], NOT_THERE)
+
+    @property
     def in_service(self) -> Flags:
         """Whether the node of each row is up, in the view and not faulty, as ``usable`` without its last condition."""
         rows = [row for row, outstanding in self.claim_overlay.outstanding.items() if outstanding.blocked]

@@ -162,9 +162,7 @@ def spread(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     """
     if request.spread is None or request.group is None:
         return True
-    allowed: Flags = fleet.in_service[fleet.all]
-    for filter_ in _FOR_DOMAINS:
-        allowed = np.logical_and(allowed, filter_(fleet, fleet.all, request))
+    allowed = spread_domain_flags(fleet, request)
     members = fleet.groups.get(request.group.name, {})
     if request.spread.by == "zone":
         zones = fleet.zone[fleet.all]
@@ -185,6 +183,14 @@ def spread(fleet: Fleet, rows: RowIndex, request: Request) -> Flags | bool:
     fewest = min((by_word.get(word, 0) for word in present), default=MAX_AMOUNT)
     full = [word for word in words if by_word.get(word, 0) + 1 - fewest > request.spread.max_skew]
     return inside & fleet.aggregates.have_none(full, rows)
+
+
+def spread_domain_flags(fleet: Fleet, request: Request) -> Flags:
+    """Return for each row whether the zone and the aggregates of its node count as domains of a spread."""
+    allowed: Flags = fleet.in_service[fleet.all]
+    for filter_ in _FOR_DOMAINS:
+        allowed = np.logical_and(allowed, filter_(fleet, fleet.all, request))
+    return allowed
 
 
 def _among(fleet: Fleet, rows: RowIndex, these: list[int]) -> Flags:

@@ -121,6 +121,22 @@ class Selector:
             return [dataclasses.replace(failed, instance=instance) for instance in ids]
         return choices
 
+    def fill(self, request: Request, most: int) -> tuple[int, tuple[Remaining, ...], tuple[Lack, ...]]:
+        """Place instances one after the other until none fits, without claiming them. The fleet is then as before.
+
+        Args:
+            request: The request. Its ``count`` does not matter.
+            most: Stop after this number of instances.
+
+        Returns the number of instances, and for the next one the results of ``remaining`` and ``lacks``.
+        """
+        placed = 0
+        with self._restored() as replaced:
+            while placed < most and (rows := self.best(request)):
+                placed += 1
+                self.assume(rows[0], f"instance {placed} of a question", request, replaced)
+            return placed, self.remaining(request), self.lacks(request)
+
     def assume(self, row: int, instance: str, request: Request, replaced: dict[int, OutstandingClaims | None]) -> None:
         """Change the fleet as if the instance were claimed on the row.
 
