@@ -6,12 +6,13 @@ the claims.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from nodestate.errors import NodestateError, NotFoundError
+from nodestate.errors import NodestateError, NotFoundError, StoreUnavailableError
 from nodestate.ports import WriteStatus
 from nodestate.scheduling.claims import Claim, Placing, claims_by_reservation
 from nodestate.scheduling.session import Session
@@ -108,38 +109,58 @@ class ReservationClaims:
             )
         return [Placing.from_claim(node, claim, session.config.claim_ttl_s) for node, claim in claims]
 
-    def keep(self, placings: list[Placing], reservation: str, hold_s: float) -> Reservation | None:
+    def keep(
+        self, placings: list[Placing], reservation: str, hold_s: float, *, avoid_unsure: bool = False
+    ) -> Reservation | None:
         """Renew the claims of all members, so that they expire ``hold_s`` seconds from now.
 
         Args:
             placings: The members, each with its node and claim.
             reservation: The reservation's id.
             hold_s: Seconds.
+            avoid_unsure: Whether all copies of the claims must be written, because their deadlines so far are near.
 
         Returns the reservation. Returns None if a claim could not be renewed, because other schedulers have taken its
-        room or kept changing its record, or because a server does not answer. The reservation is given up then: the
-        claims of all members have been dropped.
+        room or kept changing its record, or because of ``avoid_unsure``. The reservation is given up then: the claims
+        of all members have been dropped.
+
+        Raises ``StoreUnavailableError`` if no server with a copy of some claim answers. All claims are held then, until
+        their former or their new deadline.
         """
-        table = self._session.claim_table
-        waiting = list(placings)
-        with suppress(NodestateError):
-            for _ in range(MAX_KEEP_TRIES_COUNT):
-                for placing in waiting:
-                    assert placing.node is not None, "claimed"
-                    assert placing.claim is not None, "claimed"
-                    until = table.servers.time(placing.node) + hold_s
-                    claim = msgspec.structs.replace(placing.claim, until=until, kept=True)
-                    placing.renew(claim)
-                    table.add_claim(placing.node, claim)
-                outcomes = table.flush()
-                waiting = [placing for placing in waiting if outcomes[placing.node or ""] is not WriteStatus.STORED]
-                if not waiting:
-                    members = tuple(_member(one.node or "", one.claim) for one in placings if one.claim)
-                    return Reservation(reservation, placings[0].owner, members, hold_s)
-                # A record may demand a newer view, because another claim on the node became an allocation.
-                self._session.refresher.refresh_for_retry()
+        waiting, failure = list(placings), None
+        for _ in range(MAX_KEEP_TRIES_COUNT):
+            try:
+                outcomes = self._renew(waiting, hold_s, avoid_unsure=avoid_unsure)
+            except StoreUnavailableError as error:
+                outcomes = dict.fromkeys((placing.node or "" for placing in waiting), error)
+            waiting = [placing for placing in waiting if outcomes[placing.node or ""] is not WriteStatus.STORED]
+            if not waiting:
+                members = tuple(_member(one.node or "", one.claim) for one in placings if one.claim)
+                return Reservation(reservation, placings[0].owner, members, hold_s)
+            failure = next((one for one in outcomes.values() if isinstance(one, StoreUnavailableError)), None)
+            # A record may demand a newer view, because another claim on the node became an allocation.
+            self._session.refresher.refresh_for_retry()
+        if failure is not None:
+            raise failure
         self._session.placer.give_back(placings)
         return None
+
+    def _renew(
+        self, placings: list[Placing], hold_s: float, *, avoid_unsure: bool
+    ) -> Mapping[str, WriteStatus | NodestateError]:
+        """Write the claims of these members with another deadline. Returns the outcome by node.
+
+        Raises ``StoreUnavailableError`` if no server tells the time of some claim. Nothing has been written then.
+        """
+        table = self._session.claim_table
+        times = {placing.node: table.servers.time(placing.node or "") for placing in placings}
+        for placing in placings:
+            assert placing.node is not None, "claimed"
+            assert placing.claim is not None, "claimed"
+            claim = msgspec.structs.replace(placing.claim, until=times[placing.node] + hold_s, kept=True)
+            placing.renew(claim)
+            table.add_claim(placing.node, claim, avoid_unsure=avoid_unsure, is_renewal=True)
+        return table.flush()
 
     def seconds_left(self, placing: Placing) -> float:
         """Return the seconds until the claim of a member expires. Raises ``StoreUnavailableError``."""

@@ -30,7 +30,7 @@ from typing import Any, Final
 
 import msgspec
 
-from nodestate.errors import BadRequestError, BehindError, NotFoundError, StaleViewError
+from nodestate.errors import BadRequestError, BehindError, NotFoundError, StaleViewError, StoreUnavailableError
 from nodestate.model import Receipt
 from nodestate.scheduling.claims import NoHostFound, Placing, join_groups
 from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_id_of
@@ -119,14 +119,17 @@ class Reservations:
             may_succeed_later = self._may_succeed_later(reservation)
             session.placer.place(placings)
             failed = next((placing for placing in placings if placing.failure is not None), None)
+            text = "claims of the reservation were lost before all were in place"
             if failed is None:
-                held = self._claims.keep(placings, reservation, wanted.hold_s)
+                try:
+                    held = self._claims.keep(placings, reservation, wanted.hold_s, avoid_unsure=True)
+                except StoreUnavailableError as error:
+                    held, text = None, f"no claim can be written: {error}"
+                    session.placer.give_back(placings)
                 if held is not None:
                     return held
                 failed = placings[0]
-            reason = failed.failure or NoHostFound(
-                reason="claims of the reservation were lost before all were in place"
-            )
+            reason = failed.failure or NoHostFound(reason=text)
             rivals = self._claims.rivals(reservation)
             may_succeed_later = may_succeed_later or self._may_succeed_later(reservation)
             if not may_succeed_later or session.clock.monotonic() >= deadline:

@@ -122,7 +122,7 @@ class Scheduler:
         faults = NodeFaults(clock)
         # The claims of this scheduler and of others.
         copies = min(config.replicas_count, len(claims))
-        self.claim_table = ClaimTable(config.cell, claims, self.fleet, preference, faults, copies=copies)
+        self.claim_table = ClaimTable(config.cell, claims, self.fleet, preference, faults, clock, copies=copies)
         self.selector = Selector(  # ranks nodes
             self.fleet, policies or installed(config.plugins), rng.getrandbits(63), preference, ids, faults
         )

@@ -84,7 +84,7 @@ class Party:
         self.connections = [CountingConnection(server, ahead_s) for server in servers]
         preference, faults = NodePreference(name, clock, CLAIM_TTL_S), NodeFaults(clock)
         self.claim_table = ClaimTable(
-            CELL, list(map(wrap, self.connections)), self.fleet, preference, faults, copies=copies
+            CELL, list(map(wrap, self.connections)), self.fleet, preference, faults, clock, copies=copies
         )
         selector = Selector(self.fleet, own(), zlib.crc32(name.encode()), node_faults=faults)
         affinity_seed = AffinitySeed(CELL, self.connections)

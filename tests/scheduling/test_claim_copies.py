@@ -22,7 +22,7 @@ from nodestate.errors import StoreUnavailableError
 from nodestate.model import partitioning
 from nodestate.ports import Put, Write, WriteStatus
 from nodestate.scheduling.claims import CLAIMS, CLOCK_S, REASSERT_S, UNSURE_S, Claim, ClaimRecord
-from nodestate.scheduling.claims.record import merged
+from nodestate.scheduling.claims.record_copies import merged
 from nodestate.scheduling.request import parse
 from nodestate.store import keys
 from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore
@@ -138,10 +138,10 @@ def test_boots_go_on_while_the_server_of_one_copy_is_away(away: int) -> None:
     upkeep(one)
     assert (one.free(NODE), two.free(NODE)) == (2, 2)
     assert set(both_ids(parties)[1 - away]) == {before.id, claim.id}
-    assert one.claim_table.unsure_nodes() == [NODE]
+    assert one.claim_table.unsure_nodes() == {NODE}
     heal(parties)
     assert [set(ids) for ids in both_ids(parties)] == [{before.id, claim.id}] * 2
-    assert one.claim_table.unsure_nodes() == []
+    assert one.claim_table.unsure_nodes() == set()
     stored(one.take(NODE, 2, avoid_unsure=True))
 
 
@@ -171,7 +171,7 @@ def test_a_server_that_returns_empty_gets_the_claims_of_the_other_one(lost: int)
     parties.servers[homes(parties)[lost]].flush()
     upkeep(two)
     assert both_ids(parties) == ([claim.id], [claim.id])
-    assert two.claim_table.unsure_nodes() == [NODE]  # the copy that is left may have missed a write
+    assert two.claim_table.unsure_nodes() == {NODE}  # the copy that is left may have missed a write
     assert two.free(NODE) == 2
     parties.clock.advance(UNSURE_S + CLOCK_S)
     stored(two.take(NODE, 2, avoid_unsure=True))
@@ -393,6 +393,258 @@ def test_the_second_copy_counts_although_an_earlier_record_equal_to_it_was_store
     one.claim_table.own.drop(NODE, claim.id)  # as if its scheduler had died
     heal(parties)
     assert claim.id in both_ids(parties)[0]
+
+
+# -- clocks ---------------------------------------------------------------------------------------
+
+SHIFTS: Final = [-7_200, 7_200, -30, 30, 10 * 24 * 3_600]
+"""By how many seconds a server's clock differs after a restart."""
+
+
+def restart(parties: Parties, which: int, shift: int) -> None:
+    """One server loses its copies, and has another clock from then on."""
+    number = homes(parties)[which]
+    parties.servers[number].restart()
+    for party in parties.parties:
+        party.connections[number]._ahead_s += shift
+
+
+def begun_late(*names: str) -> Parties:
+    """As ``begun``, with a clock that can be set back."""
+    parties = Parties(*names, servers=2, copies=2)
+    parties.clock.advance(100_000.0)
+    parties.show(ChangingPartition(host(NODE, vcpu=VCPU)).view)
+    parties.clock.advance(UNSURE_S + CLOCK_S)
+    return parties
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("which", [0, 1])
+def test_claims_keep_their_time_if_a_server_returns_with_another_clock(which: int, shift: int) -> None:
+    """Regression: they lived longer or shorter by the difference, or counted as damaged, or as an earlier record."""
+    parties = begun_late("one", "two")
+    one, two = parties.parties
+    long = stored(one.take(NODE, 2, seconds=3_600.0, avoid_unsure=True))
+    short = stored(one.take(NODE, 2, seconds=30.0))
+    parties.parties.remove(one)
+    upkeep(two)
+    restart(parties, which, shift)
+    upkeep(two)
+    assert both_ids(parties)[0] == [long.id, short.id]
+    parties.clock.advance(40.0)
+    upkeep(two)
+    assert two.free(NODE) == 4
+    for _ in range(35):
+        parties.clock.advance(100.0)
+        upkeep(two)
+    assert two.free(NODE) == 4
+    assert all(long.id in ids for ids in both_ids(parties))
+    parties.clock.advance(70.0)
+    upkeep(two)
+    assert two.free(NODE) == VCPU
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_no_claim_expires_because_its_first_server_returns_with_another_clock(shift: int) -> None:
+    """The scheduler knew the second copy only. Regression: it judged that copy by the new clock, and wrote it."""
+    parties = begun_late("one", "two")
+    one, two = parties.parties
+    claim = stored(one.take(NODE, 2, seconds=3_600.0, avoid_unsure=True))
+    parties.parties.remove(one)
+    cut(two, homes(parties)[0])
+    upkeep(two)
+    restart(parties, 0, shift)
+    cut(two)
+    assert two.take(NODE, 1) is WriteStatus.CONFLICT, "its deadline may be one of the former clock"
+    last = stored(two.take(NODE, 1))
+    assert two.free(NODE) == 3
+    upkeep(two)
+    assert both_ids(parties)[0] == [claim.id, last.id]
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_a_holder_writes_its_lost_claims_again_with_the_time_that_they_had(shift: int) -> None:
+    """The second copy had missed them."""
+    parties = begun_late("one")
+    [one] = parties.parties
+    cut(one, homes(parties)[1])
+    claim = stored(one.take(NODE, 2, seconds=60.0))
+    restart(parties, 0, shift)
+    heal(parties)
+    assert both_ids(parties) == ([claim.id], [claim.id])
+    for _ in range(7):
+        parties.clock.advance(10.0)
+        upkeep(one)
+    assert one.free(NODE) == VCPU
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_a_scheduler_that_does_not_see_the_first_server_goes_on_with_the_clock_that_it_knew(shift: int) -> None:
+    """The other one writes the second copy with the new clock."""
+    parties = begun_late("one", "two")
+    one, two = parties.parties
+    claim = stored(one.take(NODE, 2, seconds=60.0, avoid_unsure=True))
+    upkeep(two)
+    cut(two, homes(parties)[0])
+    restart(parties, 0, shift)
+    upkeep(one)
+    upkeep(two)
+    parties.clock.advance(50.0)
+    stored(two.take(NODE, 1))
+    upkeep(one)
+    assert one.free(NODE) == 3
+    assert claim.id in both_ids(parties)[0]
+    parties.clock.advance(20.0)
+    upkeep(one, two)
+    assert (one.free(NODE), two.free(NODE)) == (5, 5)
+
+
+@pytest.mark.parametrize("ahead_s", [-(10**10), 10**10, 86_400])
+def test_a_false_difference_of_clocks_in_a_record_concerns_this_record_only(ahead_s: int) -> None:
+    """A scheduler that never saw the first server takes the difference from the records. Regression: from any one."""
+    parties = Parties("one", servers=2, copies=2)
+    parties.clock.advance(100_000.0)
+    nodes = [name for name in map(str, range(30)) if partitioning.partition_of(name, 2) == 0][:5]
+    view = ChangingPartition(*[host(name, vcpu=VCPU) for name in nodes]).view
+    parties.show(view)
+    [one] = parties.parties
+    for node in nodes:
+        stored(one.take(node, 2, seconds=60.0))
+    key = keys.claim_copy(CELL, nodes[0])
+    server = parties.servers[1]
+    item = server.fetch([key])[key]
+    false = msgspec.structs.replace(CLAIMS.unpack(item.value), ahead_s=ahead_s)
+    server.write([Write(Put.CAS, key, CLAIMS.pack(false), item.cas)])
+    two = parties.start("two")
+    cut(two, 0)
+    two.look(view)
+    assert [two.free(node) for node in nodes[1:]] == [4] * 4
+    assert two.claim_table.servers.time(nodes[0]) == pytest.approx(parties.clock.monotonic(), abs=2 * CLOCK_S)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_record_whose_removals_never_expire_is_replaced(which: int) -> None:
+    """Regression: it was read, and kept its thousand removals for ever."""
+    parties = begun("one")
+    [one] = parties.parties
+    claim = stored(one.take(NODE, 2, seconds=3_600.0, avoid_unsure=True))
+    key = (keys.claim, keys.claim_copy)[which](CELL, NODE)
+    server = parties.servers[homes(parties)[which]]
+    item = server.fetch([key])[key]
+    removed = {claim.id: 1e11, **{str(number): 1e11 for number in range(900)}}
+    false = msgspec.structs.replace(CLAIMS.unpack(item.value), removed=removed)
+    server.write([Write(Put.CAS, key, CLAIMS.pack(false), item.cas)])
+    upkeep(one)
+    assert both_ids(parties) == ([claim.id], [claim.id])
+    assert (parties.record(NODE).removed, parties.copy_record(NODE).removed) == ({}, {})
+
+
+# -- another number of copies ---------------------------------------------------------------------
+
+
+def single(parties: Parties, name: str) -> Party:
+    """A scheduler with ``replicas = 1``."""
+    party = Party(name, parties.servers, parties.clock)
+    party.look(ChangingPartition(host(NODE, vcpu=VCPU)).view)
+    return party
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_claim_that_was_removed_while_there_was_one_copy_does_not_return_with_the_second_one(is_away: bool) -> None:
+    """``replicas`` is 2, 1 and 2 again. ``is_away``: the second server is away when the setting is 2 again.
+
+    Regression: a reservation that was released meanwhile counted until its deadline.
+    """
+    parties = begun("one")
+    [one] = parties.parties
+    claim = stored(one.take(NODE, 2, seconds=3_600.0, avoid_unsure=True, reservation="r"))
+    parties.parties.clear()
+    alone = single(parties, "alone")
+    alone.claim_table.drop_claim(NODE, claim.id)
+    alone.claim_table.flush_all()
+    there = stored(alone.take(NODE, 1, seconds=3_600.0))
+    parties.clock.advance(1.0)
+    again = parties.start("again")
+    parties.parties.append(again)
+    if is_away:
+        cut(again, homes(parties)[1])
+    again.look(ChangingPartition(host(NODE, vcpu=VCPU)).view)
+    stored(again.take(NODE, 1, seconds=5.0))
+    parties.clock.advance(10.0)
+    heal(parties)
+    assert all(there.id in ids and claim.id not in ids for ids in both_ids(parties))
+    assert again.free(NODE) == VCPU - 1
+
+
+def test_claims_in_the_second_copy_count_although_a_scheduler_with_one_copy_wrote_before() -> None:
+    """As while the setting is being changed: the first copy missed the writes since."""
+    parties = begun("one")
+    [one] = parties.parties
+    first = stored(single(parties, "alone").take(NODE, 1))
+    cut(one, homes(parties)[0])
+    parties.clock.advance(0.5)
+    upkeep(one)
+    second = stored(one.take(NODE, 2))
+    heal(parties)
+    assert set(both_ids(parties)[0]) == {first.id, second.id}
+
+
+# -- a full server --------------------------------------------------------------------------------
+
+
+def fill(server: MemoryServer) -> None:
+    """Leave no memory for a value that is larger than the one before."""
+    server._max_bytes, server._no_evict = server._used_bytes, True
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_boots_go_on_while_the_server_of_one_copy_is_full(which: int) -> None:
+    """Regression: no claim could be made on its nodes."""
+    parties = begun("one", "two")
+    one, two = parties.parties
+    server = parties.servers[homes(parties)[which]]
+    fill(server)
+    claim = stored(one.take(NODE, 2))
+    upkeep(two)
+    assert two.free(NODE) == 4
+    assert two.take(NODE, 2, avoid_unsure=True) is WriteStatus.CONFLICT
+    [placing] = two.place(parse({"resources": {"VCPU": 1}}), avoid_unsure=True)
+    assert str(placing.failure) == (
+        f"claims may be missing from the records of 1 node: {server.name} has no memory left for a copy; give it more "
+        "memory, and try again"
+    )
+    server._max_bytes = None
+    heal(parties)
+    assert both_ids(parties) == ([claim.id], [claim.id])
+    stored(two.take(NODE, 2, avoid_unsure=True))
+
+
+def test_boots_go_on_although_the_second_copy_does_not_fit_its_server() -> None:
+    parties = begun("one")
+    [one] = parties.parties
+    parties.servers[homes(parties)[1]].max_value_bytes = 10
+    claim = stored(one.take(NODE, 2))
+    assert both_ids(parties)[0] == [claim.id]
+    assert one.claim_table.unsure_nodes() == {NODE}
+
+
+def test_a_record_is_created_although_one_server_is_full() -> None:
+    parties = Parties("one", servers=2, copies=2)
+    fill(parties.servers[homes(parties)[1]])
+    parties.show(ChangingPartition(host(NODE, vcpu=VCPU)).view)
+    [one] = parties.parties
+    claim = stored(one.take(NODE, 2))
+    assert parties.ids(NODE) == [claim.id]
+    assert one.claim_table.unsure_nodes() == {NODE}
+
+
+def test_both_servers_are_full() -> None:
+    """The outcome is the one of a full server without copies."""
+    parties = begun("one")
+    [one] = parties.parties
+    for server in parties.servers:
+        fill(server)
+    assert one.take(NODE, 2) is WriteStatus.FULL
 
 
 # -- any order ------------------------------------------------------------------------------------

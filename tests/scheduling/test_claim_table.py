@@ -414,7 +414,7 @@ def test_own_claims_that_were_lost_with_a_record_are_written_again(lose: Loss) -
     parties.clock.advance(1.0)
     lose(parties, "a")
     two.claim_table.read_records(["a"])
-    assert (two.free("a"), two.claim_table.unsure_nodes()) == (8, ["a"])
+    assert (two.free("a"), two.claim_table.unsure_nodes()) == (8, {"a"})
     one.claim_table.reassert_own_claims()
     assert one.free("a") == 3
     one.claim_table.flush_all()
@@ -433,7 +433,7 @@ def test_loss_that_a_write_meets_is_seen(lose: Loss) -> None:
     parties.clock.advance(1.0)
     lose(parties, "a")
     assert one.take("a", 1) is WriteStatus.CONFLICT
-    assert one.claim_table.unsure_nodes() == ["a"]
+    assert one.claim_table.unsure_nodes() == {"a"}
     one.claim_table.flush_all()
     assert parties.ids("a") == [claim.id]
 
@@ -474,7 +474,7 @@ def test_unsure_record_takes_no_claim_that_avoids_unsure_records(lose: Loss) -> 
     assert two.take("a", 5, avoid_unsure=True) is WriteStatus.CONFLICT
     taken(two.take("a", 3, avoid_unsure=True))
     assert held.id in parties.ids("a")
-    assert two.claim_table.unsure_nodes() == []
+    assert two.claim_table.unsure_nodes() == set()
 
 
 def test_record_that_a_write_creates_takes_no_claim_that_avoids_unsure_records() -> None:
@@ -533,7 +533,7 @@ def test_corrupt_record_is_replaced_like_a_lost_one() -> None:
     parties.clock.advance(1.0)
     parties.put("a", b"N\x02rubbish")
     two.claim_table.read_records(["a"])
-    assert two.claim_table.unsure_nodes() == ["a"]
+    assert two.claim_table.unsure_nodes() == {"a"}
     one.claim_table.reassert_own_claims()
     one.claim_table.flush_all()
     assert parties.ids("a") == [claim.id]

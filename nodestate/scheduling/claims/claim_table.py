@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 from typing import Final
 
 from nodestate.errors import NodestateError
 from nodestate.model import NEVER, Receipt, Version
-from nodestate.ports import ClaimStore, WriteStatus
+from nodestate.ports import ClaimStore, Clock, WriteStatus
 from nodestate.scheduling.claims.claim_servers import ClaimServers
 from nodestate.scheduling.claims.claim_stats import ClaimTableStats
 from nodestate.scheduling.claims.deadline_queue import DeadlineQueue
@@ -15,17 +17,12 @@ from nodestate.scheduling.claims.edits import Edit, PendingEdits, UnknownOutcome
 from nodestate.scheduling.claims.own_claims import OwnClaims
 from nodestate.scheduling.claims.record import (
     CLOCK_S,
-    MAX_CLAIMS_COUNT,
     Claim,
     ClaimRecord,
     fault_of,
-    is_unsure,
-    max_group_members,
-    outstanding_claims,
-    with_removals,
-    without_ended_claims,
 )
 from nodestate.scheduling.claims.record_cache import CachedRecord, RecordCache
+from nodestate.scheduling.claims.record_editor import RecordEditor
 from nodestate.scheduling.claims.record_overlay import RecordOverlay
 from nodestate.scheduling.claims.record_store import RecordStore, Written
 from nodestate.scheduling.fleet import Fleet
@@ -65,6 +62,7 @@ class ClaimTable:
         fleet: The scheduler's fleet.
         node_preference: Divides the nodes among this scheduler and the schedulers whose claims are read.
         node_faults: Lowers the rank of nodes whose agent was gone or failed.
+        clock: The time of this process.
         copies: The number of copies of each record, on as many servers: 1 or 2.
     """
 
@@ -75,12 +73,13 @@ class ClaimTable:
         fleet: Fleet,
         node_preference: NodePreference,
         node_faults: NodeFaults,
+        clock: Clock,
         *,
         copies: int = 1,
     ) -> None:
         self.stats = ClaimTableStats()
         """Counters since the start."""
-        self.servers = ClaimServers(servers, copies)
+        self.servers = ClaimServers(servers, copies, clock)
         """The servers that store the records."""
         self.records = RecordCache()
         """The records as this scheduler last read or wrote them."""
@@ -102,11 +101,13 @@ class ClaimTable:
         """The earliest deadline of each node's claims."""
         self._overlay = RecordOverlay(fleet, self.servers, self.records, self._edits)
         """Subtracts the records' claims from the free resources in the fleet."""
+        self._editor = RecordEditor(fleet, self.servers, self.records, self._overlay)
+        """Applies the edits to the records."""
 
     # -- queries
 
-    def unsure_nodes(self) -> list[str]:
-        """Return the nodes whose record was created so recently that claims may be missing from it."""
+    def unsure_nodes(self) -> AbstractSet[str]:
+        """Return the nodes from whose record claims may be missing, see ``RecordCache.unsure_nodes``."""
         return self.records.unsure_nodes(self.servers)
 
     def is_allocated(self, node: str, claim: Claim) -> bool:
@@ -143,7 +144,8 @@ class ClaimTable:
         for home in range(len(self.servers)):
             if not self._deadlines.has_any(home):
                 continue
-            now = self.servers.time_at_or_zero(home)
+            now = self.servers.observed_time(home)
+            self._read_after_clock_change()
             for node in self._deadlines.pop_passed(home, now):
                 self.own.expire(node, now)
                 self._schedule_deadline(node, now)
@@ -151,15 +153,16 @@ class ClaimTable:
 
     # -- edits
 
-    def add_claim(self, node: str, claim: Claim, *, avoid_unsure: bool = False) -> None:
+    def add_claim(self, node: str, claim: Claim, *, avoid_unsure: bool = False, is_renewal: bool = False) -> None:
         """Add a claim, or replace the claim with the same id, with the next flush. The fleet subtracts it at once.
 
         Args:
             node: The node to claim on.
             claim: The claim.
             avoid_unsure: Do not write the claim if the node's record is unsure at the time of the flush.
+            is_renewal: The record has the claim, with another deadline. It is not dropped if the write fails.
         """
-        self._edits.add_claim(node, claim, avoid_unsure=avoid_unsure)
+        self._edits.add_claim(node, claim, avoid_unsure=avoid_unsure, is_renewal=is_renewal)
         self._unknown_outcomes.discard(node, claim.id)
         self._overlay.apply([node])
 
@@ -201,6 +204,8 @@ class ClaimTable:
         while waiting:
             some, waiting = waiting[:FETCH_COUNT], waiting[FETCH_COUNT:]
             result = self._store.read(some)
+            if self.servers.changed:
+                waiting += set(self._forget_earlier_clocks()).difference(some)
             self.stats.created += len(result.created)
             for node, cached in result.found.items():
                 self._cache_record(node, cached)
@@ -217,7 +222,7 @@ class ClaimTable:
 
     def read_returned(self) -> None:
         """Read the records of which one copy was unknown, if its server answers again."""
-        self.read_records(self.servers.reachable(self.records.partly_known))
+        self.read_records(self.servers.reachable(self.records.partly_known - self.records.full_servers.keys()))
 
     def _cache_record(self, node: str, cached: CachedRecord) -> None:
         """Cache a record that was read or created, and update everything that is computed from it."""
@@ -236,6 +241,32 @@ class ClaimTable:
             self.add_claim(node, claim)
         self._overlay.apply([node])
 
+    def _read_after_clock_change(self, taken: Mapping[str, Edit] = MappingProxyType({})) -> None:
+        """Read records again if their clock was set, see ``_forget_earlier_clocks``."""
+        if self.servers.changed:
+            self._read(self._forget_earlier_clocks(taken))
+
+    def _forget_earlier_clocks(self, taken: Mapping[str, Edit] = MappingProxyType({})) -> list[str]:
+        """Make the records unknown whose clock was set since they were read. Returns their nodes.
+
+        The deadlines of claims that this scheduler holds are shifted. New claims that are not written yet conflict,
+        because it is unknown whether their deadlines are times before or after the change.
+
+        Args:
+            taken: The edits that a flush is about to write.
+        """
+        homes, home_of = self.servers.take_changed(), self.servers.home
+        self.records.last_writes.clear()
+        for node, edit in (*taken.items(), *self._edits):
+            edit.clock_was_set |= home_of(node) in homes
+        for node in self.own.nodes():
+            if (by_s := homes.get(home_of(node), 0)) != 0:
+                self.own.shift(node, by_s)
+        nodes = [node for node in self.records.known if home_of(node) in homes]
+        for node in nodes:
+            self._forget(node)
+        return nodes
+
     def _forget(self, node: str) -> None:
         """Make a node's record unknown, and stop subtracting its claims."""
         if self.records.forget(node):
@@ -253,9 +284,9 @@ class ClaimTable:
 
         - ``STORED``: The edits are written, in each copy whose server answers.
         - ``CONFLICT``: The new claims are not made. Either another scheduler changed the record first (a lost
-          compare-and-swap), and the record was read again. Or no write was tried, for a reason that ``_edited`` names.
-          Or a new claim avoids unsure records, and the server of one copy does not answer. The new claims are
-          discarded, and the caller chooses nodes again.
+          compare-and-swap), and the record was read again. Or no write was tried, for a reason that
+          ``RecordEditor.edited`` names. Or a new claim avoids unsure records, and the server of one copy does not
+          answer. The new claims are discarded, and the caller chooses nodes again.
         - ``FULL``: As ``CONFLICT``, because the record is too large or its server has no memory left. The caller avoids
           the node.
         - An error: No server with a copy answered, so the edits may be written or not. The new claims are given up; if
@@ -308,24 +339,24 @@ class ClaimTable:
         the edit only changed, stays held. Removals become edits again, for the next flush.
         """
         self._forget(node)
-        self._unknown_outcomes.add(node, edit.add.keys() - self.own.on(node).keys())
+        self._unknown_outcomes.add(node, edit.new_ids() - self.own.on(node).keys())
         for claim_id in edit.drop:
             self.drop_claim(node, claim_id, edit.seen)
 
     def _give_up(self, node: str, edit: Edit) -> None:
         """Drop the new claims of an edit that a copy has, and that are not made, with the next flush."""
-        self._unknown_outcomes.add(node, edit.add.keys() - self.own.on(node).keys())
+        self._unknown_outcomes.add(node, edit.new_ids() - self.own.on(node).keys())
         self.read_records([node])
 
     def _drop_again(self, node: str, edit: Edit) -> None:
         """Plan the removals and the fault of an edit again, because the edit was not stored.
 
-        Claims that are no longer in the record need no removal. The new claims of the edit are discarded.
+        Claims that are no longer in the known record need no removal. The new claims of the edit are discarded.
         """
         known = self.records.known.get(node)
-        for claim in known.record.claims if known is not None else ():
-            if claim.id in edit.drop:
-                self.drop_claim(node, claim.id, edit.seen)
+        there = {claim.id for claim in known.record.claims} if known is not None else edit.drop
+        for claim_id in edit.drop & there:
+            self.drop_claim(node, claim_id, edit.seen)
         if edit.fault and known is not None:
             self._edits.add_fault(node, edit.fault, edit.fault_at)
 
@@ -338,13 +369,14 @@ class ClaimTable:
         unread = {node for node in edits if node not in self.records.known}
         errors = self._read(unread) if unread else {}
         results, times = dict[str, Written](), self.servers.times(edits)
+        self._read_after_clock_change(edits)
         changes = dict[str, tuple[CachedRecord, ClaimRecord]]()
         for node, edit in edits.items():
             if (error := errors.get(node)) is not None:
                 results[node] = Written(error)
                 continue
             now = times[node]
-            record = self._edited(node, edit, now, was_read=is_retry or node in unread)
+            record = self._editor.edited(node, edit, now, was_read=is_retry or node in unread)
             if isinstance(record, WriteStatus):
                 results[node] = Written(record)
             else:
@@ -367,64 +399,13 @@ class ClaimTable:
         self.read_records(again)
         return results
 
-    def _edited(self, node: str, edit: Edit, now: float, *, was_read: bool) -> ClaimRecord | WriteStatus:
-        """Return the known record with the edit applied, or the reason why the edit must not be written.
-
-        The fleet shows the edit already, except if the record ``was_read`` since the edit was made.
-
-        Returns ``CONFLICT``, as after a lost compare-and-swap, in these cases:
-
-        - The node's record is unknown.
-        - There are new claims, and the fleet does not have the node, or has no room for them, or has a state of the
-          node that is older than the record's ``seen``.
-        - A new claim avoids unsure records, and the record is unsure.
-
-        Returns ``FULL`` if the record would have more than ``MAX_CLAIMS_COUNT`` claims.
-        """
-        known, row = self.records.known.get(node), self._fleet.rows.get(node)
-        if (
-            known is None
-            or (edit.add and row is None)
-            or (edit.avoid_unsure and (is_unsure(known.record, now) or not known.is_whole))
-        ):
-            return WriteStatus.CONFLICT
-        record, allocated = known.record, None
-        if row is not None:
-            allocated = self._overlay.allocated_ids(node, row, record)
-            record = without_ended_claims(record, now, allocated, self._fleet.version[row])
-        record = edit.apply(record)
-        if edit.add and len(record.claims) > MAX_CLAIMS_COUNT:
-            return WriteStatus.FULL
-        if edit.add and row is not None and allocated is not None:
-            if was_read:
-                self._fleet.overlay(row, outstanding_claims(record.claims, now, allocated))
-            if record.seen > self._fleet.version[row] or not self._has_room(row, edit.add.values()):
-                return WriteStatus.CONFLICT
-        if self.servers.copies > 1:
-            record = with_removals(record, known.record, now, settled=known.settled)
-        return record
-
-    def _has_room(self, row: int, claims: Iterable[Claim]) -> bool:
-        """Return whether the node has room for these claims, which are subtracted from the fleet's row already."""
-        fleet = self._fleet
-        free, groups = fleet.free, fleet.groups
-        for claim in claims:
-            if any(name not in free or free[name][row] < 0 for name in claim.resources):
-                return False
-            if not claim.resize and not fleet.units.allow_on(claim.resources, row):
-                return False
-            limit = max_group_members(claim)
-            if limit is not None and groups.get(claim.group or "", {}).get(row, 0) > limit:
-                return False
-        return True
-
     def _on_stored(self, node: str, edit: Edit, record: ClaimRecord, result: Written) -> Written:
         """Cache the record that an edit made, and hold the claims that the edit added.
 
         Returns the result, or a conflict if a new claim avoids unsure records and only one copy was written.
         """
         self.stats.written += 1
-        cached = CachedRecord(record, result.cas, settled=None not in result.cas)
+        cached = CachedRecord(record, result.cas, None not in result.cas, result.full_server)
         self.records.update(node, cached)
         if edit.avoid_unsure and not cached.is_whole:
             return Written(WriteStatus.CONFLICT, maybe_stored=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from nodestate.model import NEVER, Version
@@ -21,7 +21,10 @@ class Edit:
     """The new minimum of the record's ``seen``: the newest version given for one of the removed claims."""
     avoid_unsure: set[str] = field(default_factory=set)
     """Ids of added claims that must not be written if the record is unsure, so that claims may be missing from it."""
-
+    renewed: set[str] = field(default_factory=set)
+    """Ids of added claims that the record has, with another deadline."""
+    clock_was_set: bool = False
+    """Whether the clock of the server was set, so that the deadlines of the added claims are wrong."""
     fault: str = ""
     """Why the node's agent did not take an instance; empty if it has no new fault."""
     fault_at: float = 0.0
@@ -31,6 +34,10 @@ class Edit:
         """Return a copy of the record with these changes."""
         changed = with_changes(record, add=self.add.values(), drop=self.drop, seen=self.seen)
         return with_fault(changed, self.fault, self.fault_at) if self.fault else changed
+
+    def new_ids(self) -> set[str]:
+        """Return the ids of the added claims that the record did not have."""
+        return self.add.keys() - self.renewed
 
 
 class PendingEdits:
@@ -43,6 +50,10 @@ class PendingEdits:
     def __bool__(self) -> bool:
         return bool(self._by_node)
 
+    def __iter__(self) -> Iterator[tuple[str, Edit]]:
+        """Yield all edits, as (node, edit)."""
+        return iter(self._by_node.items())
+
     def of(self, node: str) -> Edit | None:
         """Return the edit of a node; None if there is none."""
         return self._by_node.get(node)
@@ -51,12 +62,14 @@ class PendingEdits:
         """Write the node's record again with the next flush, also without a change."""
         self._by_node.setdefault(node, Edit())
 
-    def add_claim(self, node: str, claim: Claim, *, avoid_unsure: bool) -> None:
+    def add_claim(self, node: str, claim: Claim, *, avoid_unsure: bool, is_renewal: bool) -> None:
         """Add a claim with the next flush. It replaces a claim with the same id."""
         edit = self._by_node.setdefault(node, Edit())
         edit.add[claim.id] = claim
         if avoid_unsure:
             edit.avoid_unsure.add(claim.id)
+        if is_renewal:
+            edit.renewed.add(claim.id)
 
     def drop_claim(self, node: str, claim_id: str, seen: Version) -> None:
         """Remove a claim with the next flush, and raise the record's ``seen`` to at least this version."""

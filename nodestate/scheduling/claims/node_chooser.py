@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Set as AbstractSet
+from typing import Final, NamedTuple
 
 from nodestate.scheduling.claims.claim_table import ClaimTable
 from nodestate.scheduling.claims.placing import NoHostFound, Placing
@@ -16,6 +17,17 @@ from nodestate.text import count_text
 
 MAX_AFFINITY_NODES_COUNT: Final = 8
 """Maximum number of nodes that are tried, one after the other, for an affinity group as a whole."""
+
+
+class UnsureRows(NamedTuple):
+    """The rows of nodes with an unsure record."""
+
+    nodes: AbstractSet[str]
+    """The nodes."""
+    fleet_size: int
+    """The number of nodes in the fleet when their rows were looked up."""
+    rows: frozenset[int]
+    """Their rows."""
 
 
 class NodeChooser:
@@ -34,12 +46,14 @@ class NodeChooser:
         """Ranks the nodes."""
         self._claim_table = claim_table
         """Tells which claim records are unsure."""
-        self._unsure: set[int] | None = None
-        """The rows of nodes with an unsure record; None until this round has looked them up."""
+        self._unsure_nodes: AbstractSet[str] | None = None
+        """The nodes with an unsure record; None until this round has looked them up."""
+        self._unsure = UnsureRows(frozenset(), 0, frozenset())
+        """Their rows, as far as they were looked up."""
 
     def begin_round(self) -> None:
         """Look the unsure records up again, as time has passed."""
-        self._unsure = None
+        self._unsure_nodes = None
 
     def chosen_row(self, placing: Placing) -> int | None:
         """Return the row of the best node for a placing. Returns None, and fails the placing, if no node will do."""
@@ -124,7 +138,11 @@ class NodeChooser:
         count = len(self._unsure_rows())
         whose = node or f"{'all ' if 1 < count == len(self._fleet) else ''}{count_text(count, 'node')}"
         missing = f"claims may be missing from the records of {whose}"
-        if self._claim_table.records.partly_known:
+        records = self._claim_table.records
+        if records.full_servers:
+            names = " and ".join(sorted(set(records.full_servers.values())))
+            return f"{missing}: {names} has no memory left for a copy; give it more memory, and try again"
+        if records.partly_known:
             return f"{missing}: the server of one copy does not answer; try again when 'nodestate doctor' finds it"
         return f"{missing}, which were created less than {UNSURE_S:g} s ago; try again"
 
@@ -145,20 +163,25 @@ class NodeChooser:
             if row in placing.avoided_rows and (row, one.instance) not in known
         )
 
-    def _excluded_rows(self, placing: Placing) -> set[int]:
+    def _excluded_rows(self, placing: Placing) -> AbstractSet[int]:
         """Return the rows of the nodes that a placing must avoid."""
-        return placing.avoided_rows | self._unsure_rows() if placing.avoid_unsure else placing.avoided_rows
+        if not placing.avoid_unsure:
+            return placing.avoided_rows
+        unsure = self._unsure_rows()
+        return placing.avoided_rows | unsure if placing.avoided_rows else unsure
 
-    def _unsure_rows(self) -> set[int]:
+    def _unsure_rows(self) -> frozenset[int]:
         """Return the rows of nodes with an unsure record.
 
-        They are looked up once in each round: while a server is away, or right after its restart, most records are
-        unsure, so looking them up for each placing would be slow.
+        While a server is away, most records are unsure for hours. So the rows are kept between rounds, and looked up
+        again only if other records are unsure, or the fleet has more nodes.
         """
-        if self._unsure is None:
-            rows = self._fleet.rows
-            self._unsure = {rows[node] for node in self._claim_table.unsure_nodes() if node in rows}
-        return self._unsure
+        if self._unsure_nodes is None:
+            self._unsure_nodes = self._claim_table.unsure_nodes()
+        nodes, rows = self._unsure_nodes, self._fleet.rows
+        if nodes is not self._unsure.nodes or len(rows) != self._unsure.fleet_size:
+            self._unsure = UnsureRows(nodes, len(rows), frozenset(rows[node] for node in nodes if node in rows))
+        return self._unsure.rows
 
 
 def beyond(wanted: Mapping[str, int], had: Mapping[str, int]) -> dict[str, int]:

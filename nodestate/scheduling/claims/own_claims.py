@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+import msgspec
+
 from nodestate.model import Version
 from nodestate.scheduling.claims.record import CLOCK_S, Claim, ClaimRecord
 
@@ -76,6 +78,12 @@ class OwnClaims:
             self._allocated.pop(claim_id, None)
         if left:
             self._by_node[node] = left
+
+    def shift(self, node: str, by_s: float) -> None:
+        """Move the deadlines of the claims on a node by some seconds, because the clock of its server was set."""
+        own = self._by_node[node]
+        for claim_id, (claim, record_born) in own.items():
+            own[claim_id] = OwnClaim(msgspec.structs.replace(claim, until=max(0.0, claim.until + by_s)), record_born)
 
     def compare(self, node: str, record: ClaimRecord) -> list[Claim]:
         """Compare the claims that are held on a node with the record that was read.

@@ -24,8 +24,8 @@ Three rules make this sound:
 - **Two copies.** With ``replicas = 2`` a record has a copy on a second server. A claim is written to the first copy and
   then to the second one, each by compare-and-swap. So two schedulers that each read one copy at least see each other's
   claims, if one of them wrote both copies. A copy that missed a write, because its server was away, is merged with the
-  other one (``merged``): both have some of the claims, and ``removed`` tells which ones were removed since. While only
-  one copy can be read, the record is *unsure*, see below.
+  other one (``record_copies``): both have some of the claims, and ``removed`` tells which ones were removed since.
+  While only one copy can be read, the record is *unsure*, see below.
 - **Missing records.** If a record is missing, a scheduler cannot tell whether it was lost or never existed. So the
   scheduler creates a new record, with its time of creation in ``born``. For ``UNSURE_S`` seconds after that the record
   is *unsure*: older claims may be missing from it, until their holders have written them again. A reservation avoids
@@ -44,9 +44,7 @@ from msgspec import Meta
 
 from nodestate.model import MAX_CLASSES_COUNT, MAX_COUNTER, MAX_WORD_CHARS, NEVER, Amount, Seconds, Version
 from nodestate.model.group_policy import group_policy_of
-from nodestate.ports import Item
 from nodestate.scheduling.fleet import OutstandingClaims
-from nodestate.store.damage import DAMAGE
 from nodestate.store.head import WrittenMs
 from nodestate.store.wire import Codec
 
@@ -68,6 +66,7 @@ MAX_BORN_AHEAD_S: Final = 60.0
 MAX_MEMBERS_COUNT: Final = 1_000_000
 MAX_AHEAD_S: Final = 10**10
 """Largest difference of two servers' clocks, in seconds."""
+MAX_COPIES_COUNT: Final = 100
 IN_FLIGHT_S: Final = 1.0
 """Copies that differ for longer than this number of seconds are written again: no writer is between the two."""
 assert REASSERT_S + CLOCK_S < UNSURE_S, "a lost claim is written again before its record stops being unsure"
@@ -134,7 +133,13 @@ class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ahead_s: Annotated[int, Meta(ge=-MAX_AHEAD_S, le=MAX_AHEAD_S)] = 0
     """In the second copy: by how many seconds the clock of the first copy's server is ahead of this server's clock.
 
-    All times in the record are times of the first copy's server, in both copies.
+    All times in the record are times of the first copy's server, in both copies. If that server was restarted with
+    another clock since, a scheduler that reads the second copy shifts its times.
+    """
+    copies: Annotated[int, Meta(ge=1, le=MAX_COPIES_COUNT)] = 1
+    """How many copies the writers know and write. In the first copy, 1: the writer left the second copy behind.
+
+    A writer whose setting is ``replicas = 1`` leaves it behind. A server that does not answer changes nothing.
     """
 
     @property
@@ -143,9 +148,9 @@ class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return Version(self.seen_incarnation, self.seen_generation)
 
     @classmethod
-    def created_at(cls, now: float) -> ClaimRecord:
+    def created_at(cls, now: float, copies: int = 1) -> ClaimRecord:
         """Return an empty record that is created at ``now``, in seconds of the server's clock."""
-        return cls(now).written_at(now)
+        return cls(now, copies=copies).written_at(now)
 
     def written_at(self, now: float) -> ClaimRecord:
         """Return a copy to write at ``now``, with a time of writing that is later than that of each write before.
@@ -156,6 +161,18 @@ class ClaimRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
         now_ms = max(1, int(now * 1000))
         written_ms = max(self.written_ms + 1, now_ms) if self.written_ms else now_ms + int(CLOCK_S * 1000)
         return msgspec.structs.replace(self, written_ms=written_ms)
+
+    def shifted(self, by_s: int) -> ClaimRecord:
+        """Return a copy with all times ``by_s`` seconds later: its clock was set, or another clock tells the times."""
+        return msgspec.structs.replace(
+            self,
+            born=max(0.0, self.born + by_s),
+            claims=tuple(msgspec.structs.replace(one, until=max(0.0, one.until + by_s)) for one in self.claims),
+            fault_at=max(0.0, self.fault_at + by_s) if self.fault else 0.0,
+            written_ms=max(1, self.written_ms + by_s * 1000) if self.written_ms else 0,
+            removed={key: max(0.0, until + by_s) for key, until in self.removed.items()},
+            ahead_s=self.ahead_s + by_s,
+        )
 
 
 class LastWrite(NamedTuple):
@@ -183,51 +200,33 @@ class LastWrite(NamedTuple):
         return now > 0 and max(self.born, self.written_ms / 1000) > now + MAX_BORN_AHEAD_S
 
 
-class _ClaimRecordCodec(Codec[ClaimRecord]):
-    """Converts claim records to bytes and back. Optional fields are not stored while they have their defaults."""
-
-    def __init__(self) -> None:
-        super().__init__(ClaimRecord, optional=("fault", "fault_at", "written_ms", "removed", "ahead_s"))
-
-    def find_sound(
-        self,
-        key: str,
-        item: Item | None,
-        now: float,
-        distrusted: Version | None = None,
-        known: LastWrite | None = None,
-    ) -> ClaimRecord | None:
-        """Decode the record of an item. Returns None if there is no item or it is damaged, which is reported.
-
-        A record with a time too far in the future is damaged, too, and so is one with the ``seen`` that is distrusted,
-        or one that is earlier than a record that was read before: another program has stored it again.
-
-        Args:
-            key: The item's key.
-            item: The item.
-            now: Seconds of the server's clock; 0 if the server does not answer.
-            distrusted: A version that no view shows, although it should; None if there is none.
-            known: The last write of the node's record that was read or made; None if there is none.
-        """
-        record = self.find(key, item)
-        if record is None:
-            return None
-        reason = ""
-        if record.seen == distrusted:
-            reason = f"a version of the node that no view shows: {record.seen_incarnation}.{record.seen_generation}"
-        elif now and record.born > now + MAX_BORN_AHEAD_S:
-            reason = f"created {record.born - now:,.0f} s in the future"
-        elif now and any(claim.until > now + MAX_LIFETIME_S for claim in record.claims):
-            reason = f"a claim that ends later than {MAX_LIFETIME_S:,.0f} s from now"
-        elif known is not None and not known.is_of_another_clock(now) and known.is_after(record):
-            reason = "an earlier record than the one that was read before"
-        if reason:
-            DAMAGE.report(key, reason)
-        return record if not reason else None
+CLAIMS: Final = Codec(ClaimRecord, optional=("fault", "fault_at", "written_ms", "removed", "ahead_s", "copies"))
+"""Converts claim records to bytes and back. Optional fields are not stored while they have their defaults."""
 
 
-CLAIMS: Final = _ClaimRecordCodec()
-"""Converts claim records to bytes and back."""
+def damage_of(record: ClaimRecord, now: float, distrusted: Version | None, known: LastWrite | None) -> str:
+    """Return why a record counts as damaged; empty if it is sound.
+
+    A record with a time too far in the future is damaged, and so is one with the ``seen`` that is distrusted, or one
+    that is earlier than a record that was read before: another program has stored it again.
+
+    Args:
+        record: The record as it was decoded.
+        now: Seconds of the server's clock; 0 if the server does not answer.
+        distrusted: A version that no view shows, although it should; None if there is none.
+        known: The last write of the node's record that was read or made; None if there is none.
+    """
+    if record.seen == distrusted:
+        return f"a version of the node that no view shows: {record.seen_incarnation}.{record.seen_generation}"
+    if now and record.born > now + MAX_BORN_AHEAD_S:
+        return f"created {record.born - now:,.0f} s in the future"
+    if now and any(claim.until > now + MAX_LIFETIME_S for claim in record.claims):
+        return f"a claim that ends later than {MAX_LIFETIME_S:,.0f} s from now"
+    if now and record.removed and max(record.removed.values()) > now + MAX_LIFETIME_S:
+        return f"a removed claim that ends later than {MAX_LIFETIME_S:,.0f} s from now"
+    if known is not None and not known.is_of_another_clock(now) and known.is_after(record):
+        return "an earlier record than the one that was read before"
+    return ""
 
 
 def max_view_age_s(claim_ttl_s: float, answer_timeout_s: float) -> float:
@@ -346,59 +345,15 @@ def fault_of(record: ClaimRecord) -> tuple[str, float] | None:
 def _with_claims(record: ClaimRecord, claims: Iterable[Claim], seen: Version) -> ClaimRecord:
     """Return a copy of a record with other claims and another ``seen``."""
     return ClaimRecord(
-        record.born, *seen, tuple(claims), record.fault, record.fault_at, record.written_ms, record.removed
+        record.born,
+        *seen,
+        tuple(claims),
+        record.fault,
+        record.fault_at,
+        record.written_ms,
+        record.removed,
+        copies=record.copies,
     )
-
-
-def merged(first: ClaimRecord, second: ClaimRecord) -> ClaimRecord:
-    """Return the content of two copies of a record, of which each one may have missed writes of the other.
-
-    A claim is in the result if one copy has it, and no copy says that it was removed. If both have it, one of them may
-    have missed that the claim was extended. So a kept claim counts rather than one that is not kept, and then the one
-    with the later deadline. The order of the arguments matters only for the order of the claims.
-    """
-    removed = {**first.removed, **second.removed}
-    claims = dict[str, Claim]()
-    for claim in (*first.claims, *second.claims):
-        other = claims.get(claim.id, claim)
-        if claim.id not in removed and (claim.kept, claim.until) >= (other.kept, other.until):
-            claims[claim.id] = claim
-    fault, fault_at = max((first.fault_at, first.fault), (second.fault_at, second.fault))[::-1]
-    return ClaimRecord(
-        max(first.born, second.born),
-        *max(first.seen, second.seen),
-        tuple(claims.values()),
-        fault,
-        fault_at,
-        max(first.written_ms, second.written_ms),
-        removed,
-    )
-
-
-def with_removals(record: ClaimRecord, before: ClaimRecord, now: float, *, settled: bool) -> ClaimRecord:
-    """Return a copy of a record whose ``removed`` names the claims that a change took out of it.
-
-    Claims that expired are not named: the other copy may have an extension of theirs. The claim of a reservation is
-    named for half of ``MAX_LIFETIME_S``: the other copy may have it with a later deadline.
-
-    Args:
-        record: The record with the change.
-        before: The record without the change.
-        now: Seconds of the server's clock.
-        settled: Whether both copies of ``before`` are known, with the same claims and removals. Earlier removals are
-            left out then, unless a copy was lost just now: holders would take the removed claims for lost ones.
-    """
-    there = {claim.id for claim in record.claims}
-    removed = {key: until for key, until in before.removed.items() if key not in there}
-    if settled and not is_unsure(before, now):
-        removed = {}
-    for claim in live_claims(before.claims, now):
-        if claim.id not in there:
-            removed[claim.id] = now + MAX_LIFETIME_S / 2 if claim.reservation else claim.until
-    if removed:
-        live = sorted((until, key) for key, until in removed.items() if until + CLOCK_S > now)
-        removed = {key: until for until, key in live[-MAX_CLAIMS_COUNT:]}
-    return msgspec.structs.replace(record, removed=removed) if removed != record.removed else record
 
 
 def claims_by_reservation(records: Mapping[str, ClaimRecord], now: float) -> dict[str, list[tuple[str, Claim]]]:

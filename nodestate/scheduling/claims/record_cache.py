@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from nodestate.model import Version
@@ -23,6 +23,8 @@ class CachedRecord(NamedTuple):
     """
     settled: bool = True
     """Whether all copies are known and have the same claims and removals. A write that is late then comes too late."""
+    full_server: str = ""
+    """The name of the server that had no room for a copy; empty if none."""
 
     @property
     def is_whole(self) -> bool:
@@ -50,6 +52,10 @@ class RecordCache:
         """The creation times, by node, of the records that were unsure when they were read."""
         self._partly_known: set[str] = set()
         """The nodes of which the server of one copy did not answer, so that claims may be missing from the other."""
+        self.full_servers: dict[str, str] = {}
+        """By node, of these nodes, the name of the server that answered, and had no room for its copy."""
+        self._unsure: frozenset[str] | None = None
+        """The last result of ``unsure_nodes``; None if it is out of date."""
 
     def put(self, node: str, cached: CachedRecord, now: float) -> bool:
         """Cache a record that was just read or created.
@@ -72,9 +78,18 @@ class RecordCache:
         self.known[node] = cached
         self._born[node] = cached.record.born
         if cached.is_whole:
-            self._partly_known.discard(node)
-        else:
+            if node in self._partly_known:
+                self._partly_known.discard(node)
+                self.full_servers.pop(node, None)
+                self._unsure = None
+            return
+        if node not in self._partly_known:
             self._partly_known.add(node)
+            self._unsure = None
+        if cached.full_server:
+            self.full_servers[node] = cached.full_server
+        else:
+            self.full_servers.pop(node, None)
 
     def distrust(self, node: str) -> None:
         """Let the node's record count as missing, because no view shows its ``seen``."""
@@ -85,20 +100,27 @@ class RecordCache:
         return self.known.pop(node, None) is not None
 
     @property
-    def partly_known(self) -> Collection[str]:
+    def partly_known(self) -> AbstractSet[str]:
         """The nodes of which the server of one copy did not answer the last read or write."""
         return self._partly_known
 
-    def unsure_nodes(self, servers: ClaimServers) -> list[str]:
+    def unsure_nodes(self, servers: ClaimServers) -> AbstractSet[str]:
         """Return the nodes whose records may lack claims: they were created less than ``UNSURE_S`` ago, or the server
         of one copy does not answer.
+
+        The result is the same object as before if no record changed in this, as with many nodes each set takes time.
         """
         if self._recently_created:
             now = {home: servers.time_at_or_zero(home) for home in range(len(servers))}
             self._recently_created = {
                 node: born for node, born in self._recently_created.items() if born + UNSURE_S > now[servers.home(node)]
             }
-        return [*self._recently_created, *(self._partly_known - self._recently_created.keys())]
+        if self._recently_created:
+            self._unsure = None
+            return self._partly_known.union(self._recently_created)
+        if self._unsure is None:
+            self._unsure = frozenset(self._partly_known)
+        return self._unsure
 
     def nodes_claimed_by_others(self, name: str) -> list[str]:
         """Return the nodes whose cached records have claims of schedulers other than ``name``."""

@@ -2,8 +2,9 @@
 
 A record with two copies is written to its first copy, and then to the second one. The first copy decides: a scheduler
 whose compare-and-swap of the first copy fails writes nothing. A server that does not answer is left out, and the other
-copy decides then. Claims that the other one lacks are merged at the next read of both (``record.merged``). So a copy
-never has to be complete, and no order of writes, deaths and outages loses a claim that both copies had.
+copy decides then, and so is a server that is full. Claims that the other one lacks are merged at the next read of both
+(``record_copies``). So a copy never has to be complete, and no order of writes, deaths and outages loses a claim that
+both copies had.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from statistics import median_low
 from typing import Final, NamedTuple
 
 import msgspec
 
-from nodestate.errors import NodestateError
+from nodestate.errors import NodestateError, StoreUnavailableError
 from nodestate.ports import Item, Key, Put, Write, WriteResult, WriteStatus
-from nodestate.scheduling.claims.claim_servers import ClaimServers
-from nodestate.scheduling.claims.record import CLAIMS, IN_FLIGHT_S, ClaimRecord, LastWrite, merged
+from nodestate.scheduling.claims.claim_servers import CLOCK_CHANGE_S, ClaimServers
+from nodestate.scheduling.claims.record import CLAIMS, IN_FLIGHT_S, ClaimRecord, LastWrite, damage_of
 from nodestate.scheduling.claims.record_cache import CachedRecord, RecordCache
+from nodestate.scheduling.claims.record_copies import content_of
 from nodestate.store import keys
+from nodestate.store.damage import DAMAGE
 from nodestate.store.round_trips import Step, Steps, run
 
-AHEAD_BYTES: Final = 9
-"""Most bytes that ``ClaimRecord.ahead_s`` adds to the second copy."""
+SAMPLE_COUNT: Final = 9
+"""Number of records from which the difference of two clocks is taken, so that a wrong one among them does not count."""
 
 Replies = Mapping[int, Mapping[Key, Item] | NodestateError]
 """By the number of a server, the items that it has, or the error if it did not answer."""
@@ -38,7 +42,10 @@ class ReadRecords(NamedTuple):
     created: set[str]
     """The nodes whose record was created, or one copy of it."""
     outdated: set[str]
-    """The nodes whose record is to be written again: its copies differ, or lack the code of a new secret."""
+    """The nodes whose record is to be written again.
+
+    Its copies differ, have times of an earlier clock, or lack the code of a new secret.
+    """
     unknown: dict[str, NodestateError | None]
     """The nodes whose record is unknown, with the error of their server; None if other schedulers kept changing it."""
 
@@ -49,11 +56,13 @@ class Written(NamedTuple):
     outcome: WriteStatus | NodestateError
     """``STORED``: all copies whose server answered have the record. Otherwise why a copy does not have it."""
     cas: tuple[int | None, ...] = ()
-    """After ``STORED``, the ``cas`` ids of the copies; None for a copy whose server did not answer."""
+    """After ``STORED``, the ``cas`` ids of the copies; None for a copy whose server did not answer, or is full."""
     maybe_stored: bool = False
     """Whether a copy has, or may have, the record, although the outcome is not ``STORED``."""
     retriable: bool = False
     """Whether another try may succeed after the record was read again."""
+    full_server: str = ""
+    """After ``STORED``, the name of the server that had no room for a copy; empty if none."""
 
 
 class _Look(NamedTuple):
@@ -66,7 +75,7 @@ class _Look(NamedTuple):
     records: list[ClaimRecord | None]
     """The records; None for a copy that is missing or damaged, or whose server did not answer."""
     outdated: bool
-    """Whether an item lacks the code of a secret that came into force."""
+    """Whether an item lacks the code of a secret that came into force, or has times of an earlier clock."""
     error: NodestateError | None
     """The error of a server that did not answer; None if all answered."""
 
@@ -74,7 +83,7 @@ class _Look(NamedTuple):
         """Return the content of all copies; None if there is no sound copy."""
         found = [record for record in self.records if record is not None]
         if len(found) == 2 and found[0] is not found[1]:
-            return merged(*found)
+            return content_of(*found)
         return found[0] if found else None
 
 
@@ -122,6 +131,8 @@ class RecordStore:
         if servers.copies > 1:
             for home in set(homes):
                 self._learn_clocks(home, replies)
+            if servers.changed:
+                self._cache.last_writes.clear()  # their times say nothing about later writes
         now = {home: servers.time_at_or_zero(home) for home in set(homes)}
         return [self._look_at(node, home, replies, now[home]) for node, home in zip(nodes, homes, strict=True)]
 
@@ -135,14 +146,16 @@ class RecordStore:
             return
         if self._servers.knows_ahead(home):
             return
-        prefix = self._key("", 1)
+        prefix, sample = self._key("", 1), list[int]()
         for key, item in second.items():
             assert isinstance(key, str), "only items of memcached were asked for"
             if key.startswith(prefix) and self._servers.home(key.removeprefix(prefix)) == home:
                 record = CLAIMS.find(key, item)
                 if record is not None:
-                    self._servers.learn_ahead(home, record.ahead_s)
-                    return
+                    sample.append(record.ahead_s)
+                    if len(sample) == SAMPLE_COUNT:
+                        break
+        self._servers.learn_ahead(home, median_low(sample) if sample else 0)
 
     def _look_at(self, node: str, home: int, replies: Replies, now: float) -> _Look:
         """Decode the copies of one record.
@@ -161,10 +174,17 @@ class RecordStore:
             key = self._key(node, copy)
             item = reply.get(key)
             cas.append(item.cas if item is not None else 0)
-            if item is not None and item.value == first_value:
+            known, ahead_s = self._cache.last_writes.get(key), self._servers.ahead_s(home) if copy else 0
+            if item is not None and item.value == first_value and abs(ahead_s) <= CLOCK_CHANGE_S:
                 record = records[0]  # the copies are equal and sound: one decoding is enough
             else:
-                record = CLAIMS.find_sound(key, item, now, distrusted, self._cache.last_writes.get(key))
+                record = CLAIMS.find(key, item)
+                if record is not None and abs(ahead_s - record.ahead_s) > CLOCK_CHANGE_S:
+                    # Known to some seconds only, so they cannot be compared with those of other writes.
+                    record, known, outdated = record.shifted(ahead_s - record.ahead_s), None, True
+                if record is not None and (reason := damage_of(record, now, distrusted, known)):
+                    DAMAGE.report(key, reason)
+                    record = None
             if record is not None:
                 self._cache.last_writes[key] = LastWrite(record.born, record.written_ms)
             records.append(record)
@@ -194,13 +214,21 @@ class RecordStore:
         return missing
 
     def _add(
-        self, result: ReadRecords, look: _Look, record: ClaimRecord, cas: Sequence[int | None], *, settled: bool
+        self,
+        result: ReadRecords,
+        look: _Look,
+        record: ClaimRecord,
+        cas: Sequence[int | None],
+        *,
+        settled: bool,
+        full_server: str = "",
     ) -> None:
-        """Put a record into the result of a read."""
+        """Put a record into the result of a read. ``full_server``: the server that had no room for a missing copy."""
         if record.ahead_s:
             record = msgspec.structs.replace(record, ahead_s=0)
-        result.found[look.node] = CachedRecord(record, tuple(cas), settled)
-        if look.outdated or (not settled and None not in cas and self._is_past(look.home, record)):
+        result.found[look.node] = CachedRecord(record, tuple(cas), settled, full_server)
+        differs = not settled or record.copies < len(cas)
+        if look.outdated or (differs and None not in cas and self._is_past(look.home, record)):
             result.outdated.add(look.node)
 
     def _is_past(self, home: int, record: ClaimRecord) -> bool:
@@ -216,10 +244,11 @@ class RecordStore:
         writes: dict[int, list[tuple[_Look, int, Write]]] = {}
         for look in looks:
             now = self._servers.time_at_or_zero(look.home)
-            record = ClaimRecord.created_at(now)
             content = look.content()
             if content is not None:
                 record = msgspec.structs.replace(content, born=now, ahead_s=0).written_at(now)
+            else:
+                record = ClaimRecord.created_at(now, copies=len(look.cas) if None not in look.cas else 1)
             records[look.node] = record
             for copy, (cas, there) in enumerate(zip(look.cas, look.records, strict=True)):
                 if cas is None or there is not None:
@@ -228,7 +257,7 @@ class RecordStore:
                 write = Write(Put.CAS, key, value, cas) if cas else Write(Put.ADD, key, value)
                 writes.setdefault(self._servers.number(look.home, copy), []).append((look, copy, write))
         replies = self._write_all({number: [one[2] for one in some] for number, some in writes.items()})
-        raced, errors = dict[str, None](), dict[str, NodestateError]()
+        raced, errors, full = dict[str, None](), dict[str, NodestateError](), dict[str, str]()
         for number, some in writes.items():
             reply = replies[number]
             for place, (look, copy, write) in enumerate(some):
@@ -239,16 +268,20 @@ class RecordStore:
                     look.cas[copy] = reply[place].cas
                     record = records[look.node]
                     self._cache.last_writes[write.key] = LastWrite(record.born, record.written_ms)
+                elif reply[place].status is WriteStatus.FULL:
+                    look.cas[copy], full[look.node] = None, self._servers.at(number).name
                 else:
                     raced[look.node] = None
         for look in looks:
-            if look.node in raced:
+            node = look.node
+            if node in raced:
                 continue
             if all(cas is None for cas in look.cas):
-                result.unknown[look.node] = errors[look.node]
+                result.unknown[node] = errors.get(node) or StoreUnavailableError(full[node], "it has no memory left")
                 continue
-            result.created.add(look.node)
-            self._add(result, look, records[look.node], look.cas, settled=None not in look.cas)
+            result.created.add(node)
+            whole = None not in look.cas
+            self._add(result, look, records[node], look.cas, settled=whole, full_server=full.get(node, ""))
         return list(raced)
 
     # -- writing
@@ -261,14 +294,9 @@ class RecordStore:
 
         Returns by node the result. Costs one round trip to each server for each copy.
         """
-        results = dict[str, Written]()
+        results, full = dict[str, Written](), dict[str, str]()
         values = {node: CLAIMS.pack(record) for node, (_, record) in changes.items()}
         stored: dict[str, list[int | None]] = {node: [None] * self._servers.copies for node in changes}
-        homes = {node: self._servers.home(node) for node in changes}
-        limits = {home: self._limit(home) for home in set(homes.values())}
-        for node, home in homes.items():
-            if len(values[node]) > limits[home]:
-                results[node] = Written(WriteStatus.FULL)
         for copy in range(self._servers.copies):
             work = {
                 node: change
@@ -282,12 +310,15 @@ class RecordStore:
                         results[node] = Written(answer, maybe_stored=True, retriable=True)
                 elif answer.status is WriteStatus.STORED:
                     stored[node][copy] = answer.cas
+                elif answer.status is WriteStatus.FULL:
+                    full[node] = self._servers.at(self._servers.number(self._servers.home(node), copy)).name
                 else:
-                    is_full = answer.status is WriteStatus.FULL
-                    outcome = WriteStatus.FULL if is_full else WriteStatus.CONFLICT
-                    results[node] = Written(outcome, maybe_stored=is_second, retriable=not is_full)
+                    results[node] = Written(WriteStatus.CONFLICT, maybe_stored=is_second, retriable=True)
         for node, cas in stored.items():
-            results.setdefault(node, Written(WriteStatus.STORED, tuple(cas)))
+            if node in full and all(one is None for one in cas):
+                results.setdefault(node, Written(WriteStatus.FULL))
+            else:
+                results.setdefault(node, Written(WriteStatus.STORED, tuple(cas), full_server=full.get(node, "")))
         return results
 
     def _write_copy(
@@ -295,13 +326,19 @@ class RecordStore:
     ) -> dict[str, WriteResult | NodestateError]:
         """Write one copy of each record. ``values``: by node, the bytes of the first copy."""
         writes: dict[int, list[tuple[str, Write]]] = {}
+        answers, limits = dict[str, WriteResult | NodestateError](), dict[int, int]()
         for node, (known, record) in changes.items():
             home = self._servers.home(node)
             value = self._value(record, home, copy) if copy and self._servers.ahead_s(home) else values[node]
+            number = self._servers.number(home, copy)
+            if number not in limits:
+                limits[number] = self._limit(number)
+            if len(value) > limits[number]:
+                answers[node] = WriteResult(WriteStatus.FULL)
+                continue
             write = Write(Put.CAS, self._key(node, copy), value, known.cas[copy] or 0)
-            writes.setdefault(self._servers.number(home, copy), []).append((node, write))
+            writes.setdefault(number, []).append((node, write))
         replies = self._write_all({number: [write for _, write in some] for number, some in writes.items()})
-        answers = dict[str, WriteResult | NodestateError]()
         for number, some in writes.items():
             reply = replies[number]
             for place, (node, write) in enumerate(some):
@@ -318,13 +355,11 @@ class RecordStore:
         """Write to some servers, by their number."""
         return run({number: (self._servers.at(number), _write(some)) for number, some in writes.items()})
 
-    def _limit(self, home: int) -> int:
-        """Return the size in bytes of the largest record that the servers of all copies take, as far as they answer."""
-        found = [sys.maxsize]
-        for copy in range(self._servers.copies):
-            with suppress(NodestateError):  # the write will fail
-                found.append(self._servers.at(self._servers.number(home, copy)).max_value_bytes)
-        return min(found) - (AHEAD_BYTES if self._servers.copies > 1 else 0)
+    def _limit(self, number: int) -> int:
+        """Return the size in bytes of the largest record that a server takes; no limit if it does not answer."""
+        with suppress(NodestateError):
+            return self._servers.at(number).max_value_bytes
+        return sys.maxsize
 
     # -- keys and values
 
