@@ -33,6 +33,8 @@ from nodestate.view.view import View
 CELL: Final = "cell1"
 STEP_S: Final = 1.0
 """The longest time that passes between two steps of the agent and the consumer."""
+LATE_S: Final = 1_000_000.0
+"""By how many seconds the clocks of the servers of claims are ahead, so that they can be set back."""
 
 
 class Crash(BaseException):
@@ -94,9 +96,11 @@ class CrashPoint:
 class CrashingClaimStore(MemoryStore):
     """A claim server's connection of a process that may die within a pipeline, so that only some writes are made."""
 
-    def __init__(self, server: MemoryServer, crash_point: CrashPoint) -> None:
+    def __init__(self, server: MemoryServer, crash_point: CrashPoint, clocks: Mapping[str, float]) -> None:
         super().__init__(server)
         self._crash_point = crash_point
+        self._clocks = clocks
+        """By the server's name, by how many seconds its clock was set ahead."""
         self.is_cut_off = False
         """Whether this process does not reach the server."""
 
@@ -106,7 +110,7 @@ class CrashingClaimStore(MemoryStore):
 
     def server_time(self) -> float:
         self._require_reachable()
-        return super().server_time()
+        return super().server_time() + self._clocks.get(self.name, 0.0) + LATE_S
 
     def fetch(self, keys: Sequence[str], *, values_only: bool = False) -> dict[str, Item]:
         self._crash_point.count_call("fetch")
@@ -186,7 +190,7 @@ class SchedulerProcess:
         self.crash_point = cell.crash_points()
         self.courier = cell.broker.courier()
         stores = Stores([MemoryStore(server) for server in cell.servers])
-        self.claim_stores = [CrashingClaimStore(server, self.crash_point) for server in cell.servers]
+        self.claim_stores = [CrashingClaimStore(server, self.crash_point, cell.clocks) for server in cell.servers]
         self.reader = LaggingReader(config, stores=stores, clock=clock)
         self.scheduler = Scheduler(
             config,
@@ -256,6 +260,8 @@ class SchedulingCell:
         self.nodes_with_lost_claims: set[str] = set()
         """Nodes whose claim record was lost at some time."""
         self.clock.run_others = self.step_agents
+        self.clocks: dict[str, float] = {}
+        """By the name of a server of claims, by how many seconds its clock was set ahead."""
         self.overcommitments: list[str] = []
         """Allocations of the agent that exceeded a bound, in words; must stay empty."""
 
@@ -376,8 +382,13 @@ class SchedulingCell:
         item = self.server(node).fetch([keys.claim(CELL, node)]).get(keys.claim(CELL, node))
         if item is None:
             return []
-        now = self.server(node).time()
+        now = self.claim_time(node)
         return [claim for claim in CLAIMS.unpack(item.value).claims if claim.until > now]
+
+    def claim_time(self, node: str) -> float:
+        """Return the time of the clock that the deadlines of a node's claims refer to."""
+        server = self.server(node)
+        return server.time() + self.clocks.get(server.name, 0.0) + LATE_S
 
     def check_agents(self) -> None:
         """Assert that no node ever had more allocations than fit, whatever was lost (I8)."""
@@ -405,9 +416,9 @@ class SchedulingCell:
             claims = self.claims(node)
             for claim in claims:
                 longest = max(
-                    self.config.claim_ttl_s, *(c.until - self.server(node).time() for c in claims if c.kept), 0.0
+                    self.config.claim_ttl_s, *(c.until - self.claim_time(node) for c in claims if c.kept), 0.0
                 )
-                assert claim.until <= self.server(node).time() + longest + CLOCK_S
+                assert claim.until <= self.claim_time(node) + longest + CLOCK_S
             if node in self.nodes_with_lost_claims:
                 continue
             room = self.fleet.resources_of(node)

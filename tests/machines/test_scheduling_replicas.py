@@ -1,8 +1,8 @@
 """The machine of schedulers in a cell with two replicas of everything: states and claim records.
 
-The rules of ``test_scheduling`` and one more: a scheduler does not reach a server that the others reach. While a server
-is away, or right after it lost its memory, the other copy of each claim record counts (I8, I9), and instances never
-move or end by themselves (I10).
+The rules of ``test_scheduling`` and two more: a scheduler does not reach a server that the others reach, and a server
+returns with another clock. While a server is away, or right after it lost its memory, the other copy of each claim
+record counts (I8, I9), and instances never move or end by themselves (I10).
 """
 
 from __future__ import annotations
@@ -28,14 +28,18 @@ class ReplicatedCell(SchedulingCell):
         for copy, key in enumerate((keys.claim(CELL, node), keys.claim_copy(CELL, node))):
             server = self.servers[(home + copy) % len(self.servers)]
             item = server.fetch([key]).get(key)
-            found.append((server, key, CLAIMS.unpack(item.value) if item is not None else None))
+            record = CLAIMS.unpack(item.value) if item is not None else None
+            if copy and record is not None:  # its times are told by the clock that the first server had then
+                clocks = [self.clocks.get(one.name, 0.0) for one in (self.server(node), server)]
+                record = record.shifted(round(clocks[0] - clocks[1]) - record.ahead_s)
+            found.append((server, key, record))
         return found
 
     def claims(self, node: str) -> list[Claim]:
         records = [record for _, _, record in self.copies(node) if record is not None]
         removed = {claim_id for record in records for claim_id in record.removed}
         found = {claim.id: claim for record in records for claim in record.claims if claim.id not in removed}
-        return [claim for claim in found.values() if claim.until > self.server(node).time()]
+        return [claim for claim in found.values() if claim.until > self.claim_time(node)]
 
     def note_loss(self, server: MemoryServer, node: str) -> None:
         """Note that a server loses its copy of a record: claims that the other copy does not have are lost."""
@@ -56,9 +60,19 @@ class ReplicatedCell(SchedulingCell):
 
     def flush_server(self, number: int) -> None:
         server = self.servers[number % len(self.servers)]
+        self.note_losses(server)
+        server.flush()
+
+    def note_losses(self, server: MemoryServer) -> None:
+        """Note that a server loses all its copies."""
         for node in self.fleet.nodes():
             self.note_loss(server, node)
-        server.flush()
+
+    def restart_with_another_clock(self, number: int, shift: float) -> None:
+        server = self.servers[number % len(self.servers)]
+        self.note_losses(server)
+        server.restart()
+        self.clocks[server.name] = self.clocks.get(server.name, 0.0) + shift
 
 
 class ReplicatedSchedulingMachine(SchedulingMachine):
@@ -85,6 +99,10 @@ class ReplicatedSchedulingMachine(SchedulingMachine):
         for process in self.cell.processes:
             for store in process.claim_stores:
                 store.is_cut_off = False
+
+    @rule(number=numbers, shift=st.sampled_from([-7_200.0, -30.0, 30.0, 7_200.0]))
+    def restart_with_another_clock(self, number: int, shift: float) -> None:
+        self.cell.restart_with_another_clock(number, shift)
 
     @rule(number=numbers, seconds=st.sampled_from([1.0, 10.0, 40.0]))
     def cut_off(self, number: int, seconds: float) -> None:

@@ -25,7 +25,7 @@ from nodestate.scheduling.claims import CLAIMS, CLOCK_S, REASSERT_S, UNSURE_S, C
 from nodestate.scheduling.claims.record_copies import merged
 from nodestate.scheduling.request import parse
 from nodestate.store import keys
-from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore
+from nodestate.testing import Fault, FaultyStore, ManualClock, MemoryServer, MemoryStore, script
 from tests.planted_values import item_at
 from tests.scheduling.claim_tables import CELL, Parties, Party
 from tests.scheduling.fleets import ChangingPartition, host
@@ -73,7 +73,7 @@ def heal(parties: Parties) -> None:
     """All schedulers reach all servers, and their upkeep makes the copies equal."""
     for party in parties.parties:
         cut(party)
-    for _ in range(2):
+    for _ in range(3):
         upkeep(*parties.parties)
         parties.clock.advance(CLOCK_S + 0.1)
 
@@ -407,6 +407,7 @@ def restart(parties: Parties, which: int, shift: int) -> None:
     parties.servers[number].restart()
     for party in parties.parties:
         party.connections[number]._ahead_s += shift
+        party.connections[number].lose()  # no write outlives the connection
 
 
 def begun_late(*names: str) -> Parties:
@@ -539,12 +540,30 @@ def test_a_record_whose_removals_never_expire_is_replaced(which: int) -> None:
     assert (parties.record(NODE).removed, parties.copy_record(NODE).removed) == ({}, {})
 
 
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_the_second_copy_stays_sound_if_the_first_server_restarts_before_a_read(shift: int) -> None:
+    """The connection fails, and is made again. Regression: an empty record replaced the second copy."""
+    parties = begun_late("one", "two")
+    one, two = parties.parties
+    claim = stored(one.take(NODE, 2, seconds=3_600.0, avoid_unsure=True))
+    parties.parties.remove(one)
+    upkeep(two)
+    restart(parties, 0, shift)
+    two.connections[homes(parties)[0]].plan = script(AWAY)
+    two.claim_table.read_records([NODE])
+    assert [one.id for one in parties.copy_record(NODE).claims] == [claim.id]
+    heal(parties)
+    assert both_ids(parties)[0] == [claim.id]
+
+
 # -- another number of copies ---------------------------------------------------------------------
 
 
 def single(parties: Parties, name: str) -> Party:
     """A scheduler with ``replicas = 1``."""
     party = Party(name, parties.servers, parties.clock)
+    for connection, like in zip(party.connections, parties.parties[0].connections, strict=True):
+        connection._ahead_s = like._ahead_s
     party.look(ChangingPartition(host(NODE, vcpu=VCPU)).view)
     return party
 
@@ -558,8 +577,8 @@ def test_a_claim_that_was_removed_while_there_was_one_copy_does_not_return_with_
     parties = begun("one")
     [one] = parties.parties
     claim = stored(one.take(NODE, 2, seconds=3_600.0, avoid_unsure=True, reservation="r"))
-    parties.parties.clear()
     alone = single(parties, "alone")
+    parties.parties.clear()
     alone.claim_table.drop_claim(NODE, claim.id)
     alone.claim_table.flush_all()
     there = stored(alone.take(NODE, 1, seconds=3_600.0))
@@ -663,7 +682,9 @@ class SplitMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.parties = begun("s0", "s1", "s2")
+        self.parties = begun_late("s0", "s1", "s2")
+        self.ahead_s = 0
+        """By how many seconds the clock of the first server was set ahead."""
         self.promises: dict[str, Claim] = {}
         self.dropped: dict[str, Party] = {}
         """Claims that were given back or never made, and the scheduler that knows it."""
@@ -779,12 +800,18 @@ class SplitMachine(RuleBasedStateMachine):
             if self.dropped[claim_id] is self.of(number):
                 del self.dropped[claim_id]
 
+    def arrive_all(self) -> None:
+        for number in range(len(self.parties.parties)):
+            self.arrive(number)
+
     @rule(number=numbers)
     def die(self, number: int) -> None:
         """A scheduler dies, and one without any knowledge starts, which reaches both servers."""
         index = number % len(self.parties.parties)
         dead = self.parties.parties[index]
         self.parties.parties[index] = party = self.parties.start(f"{dead.name}'")
+        for connection, like in zip(party.connections, dead.connections, strict=True):
+            connection._ahead_s = like._ahead_s
         party.look(ChangingPartition(host(NODE, vcpu=VCPU)).view)
         for claim_id, holder in list(self.dropped.items()):
             if holder is dead and any(claim_id in ids for ids in self.copies()):
@@ -819,11 +846,58 @@ class SplitMachine(RuleBasedStateMachine):
             getattr(server, how)()
         upkeep(self.of(finder))
 
+    @rule(which=st.integers(0, 1), shift=st.sampled_from(SHIFTS))
+    def set_clock(self, which: int, shift: int) -> None:
+        """One server loses its copy, and has another clock. The schedulers reach both, and find that by themselves."""
+        if not self.may_disconnect or not self.live_promises().keys() <= self.copies()[1 - which]:
+            return  # all have read the records since the last clock was set
+        if which == 0 and self.ahead_s + shift < -90_000:  # no clock tells times before 1970
+            return
+        for party in self.parties.parties:
+            cut(party)
+        self.connected_until = self.parties.clock.monotonic() + UNSURE_S + CLOCK_S
+        for claim_id in self.copies()[1 - which] & self.dropped.keys():
+            del self.dropped[claim_id]
+        restart(self.parties, which, shift)
+        if which == 0:
+            self.ahead_s += shift
+            self.promises = {
+                key: msgspec.structs.replace(claim, until=claim.until + shift) for key, claim in self.promises.items()
+            }
+
+    @rule(which=st.integers(0, 1))
+    def fill(self, which: int) -> None:
+        """One server has no memory left for larger values, until all is healed."""
+        fill(self.parties.servers[homes(self.parties)[which]])
+
+    @rule(which=numbers, size=sizes)
+    def have_one_copy(self, which: int, size: int) -> None:
+        """All schedulers are replaced by one with one copy, which releases a promise and boots, and later by others."""
+        self.arrive_all()
+        if self.copies()[0] != self.copies()[1]:  # the copy that stays has all claims
+            return
+        self.parties.servers[homes(self.parties)[0]]._max_bytes = None
+        alone = single(self.parties, f"alone at {self.parties.clock.monotonic()}")
+        self.promises = {
+            claim.id: claim
+            for claim in self.parties.record(NODE).claims
+            if claim.id in self.promises and claim.until > self.now()
+        }
+        self.dropped.clear()  # no scheduler is left that knows
+        claim = self.promise_seen_by(alone, which)
+        if claim is not None:
+            self.give_back(alone, claim)
+        self.take(alone, size, avoid_unsure=False)
+        self.parties.clock.advance(1.0)
+        for number in range(len(self.parties.parties)):
+            self.die(number)
+
     @rule()
     def heal(self) -> None:
         """All schedulers reach all servers. All of them and both copies agree then, and dropped claims are gone."""
-        for number in range(len(self.parties.parties)):
-            self.arrive(number)
+        self.arrive_all()
+        for server in self.parties.servers:
+            server._max_bytes = None
         heal(self.parties)
         first, second = self.copies()
         assert first == second
@@ -839,8 +913,11 @@ class SplitMachine(RuleBasedStateMachine):
             upkeep(*self.parties.parties)
 
     def live_promises(self) -> dict[str, Claim]:
-        now = self.parties.clock.monotonic()
-        return {key: claim for key, claim in self.promises.items() if claim.until > now}
+        return {key: claim for key, claim in self.promises.items() if claim.until > self.now()}
+
+    def now(self) -> float:
+        """The time of the clock that deadlines refer to."""
+        return self.parties.clock.monotonic() + self.ahead_s
 
     @invariant()
     def the_node_is_not_promised_twice(self) -> None:

@@ -128,24 +128,26 @@ class RecordStore:
             for copy in range(servers.copies):
                 wanted.setdefault(servers.number(home, copy), []).append(self._key(node, copy))
         replies = run({number: (servers.at(number), _fetch(some)) for number, some in wanted.items()})
-        if servers.copies > 1:
-            for home in set(homes):
-                self._learn_clocks(home, replies)
-            if servers.changed:
-                self._cache.last_writes.clear()  # their times say nothing about later writes
-        now = {home: servers.time_at_or_zero(home) for home in set(homes)}
+        now = {home: self._time(home, replies) for home in set(homes)}
+        if servers.changed:
+            self._cache.last_writes.clear()  # their times say nothing about later writes
         return [self._look_at(node, home, replies, now[home]) for node, home in zip(nodes, homes, strict=True)]
 
-    def _learn_clocks(self, home: int, replies: Replies) -> None:
-        """Compare the clocks of the two servers of these records, or take the difference from a second copy."""
-        first, second = replies[home], replies[self._servers.number(home, 1)]
-        if isinstance(second, NodestateError):
-            return
-        if not isinstance(first, NodestateError):
+    def _time(self, home: int, replies: Replies) -> float:
+        """Return the time of a home's clock. Compares the clocks of the two servers, if there are copies.
+
+        A server that was restarted fails the read, and tells its new time right after it. So the clocks are asked after
+        the read, whether it failed or not.
+        """
+        if self._servers.copies > 1:
             self._servers.compare_clocks(home)
-            return
-        if self._servers.knows_ahead(home):
-            return
+            second = replies[self._servers.number(home, 1)]
+            if not self._servers.knows_ahead(home) and not isinstance(second, NodestateError):
+                self._sample_clocks(home, second)
+        return self._servers.observed_time(home)
+
+    def _sample_clocks(self, home: int, second: Mapping[Key, Item]) -> None:
+        """Take the difference of two clocks from second copies, because the home does not answer."""
         prefix, sample = self._key("", 1), list[int]()
         for key, item in second.items():
             assert isinstance(key, str), "only items of memcached were asked for"
