@@ -127,6 +127,7 @@ LIMITS: Final[dict[str, dict[str, str]]] = {
         "MAX_LIFETIME_S": "seconds from now to the deadline of a claim; a record with a later one is damaged",
         "MAX_BORN_AHEAD_S": "seconds that the creation of a record may lie ahead; a record with more is damaged",
         "MAX_AHEAD_S": "seconds that the clocks of two servers may differ by",
+        "MAX_COPIES_COUNT": "copies that a claim record may have",
         "IN_FLIGHT_S": "seconds after which a scheduler writes two copies again that differ",
         "MAX_MEMBERS_COUNT": "members that the claim of a reservation may name",
     },

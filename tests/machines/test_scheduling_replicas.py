@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from nodestate.model import partitioning
-from nodestate.scheduling.claims import CLAIMS, Claim, ClaimRecord
+from nodestate.scheduling.claims import CLAIMS, REASSERT_S, Claim, ClaimRecord
 from nodestate.store import keys
 from nodestate.testing import MemoryServer
-from tests.machines.scheduling_cell import CELL, SchedulingCell
+from tests.machines.scheduling_cell import CELL, STEP_S, SchedulingCell
 from tests.machines.test_scheduling import NODES, STATE, SchedulingMachine, numbers
 
 
@@ -102,7 +102,10 @@ class ReplicatedSchedulingMachine(SchedulingMachine):
 
     @rule(number=numbers, shift=st.sampled_from([-7_200.0, -30.0, 30.0, 7_200.0]))
     def restart_with_another_clock(self, number: int, shift: float) -> None:
+        """All schedulers reach both servers, and find out, before anything else happens to a server."""
+        self.reconnect()
         self.cell.restart_with_another_clock(number, shift)
+        self.cell.run_for(REASSERT_S + STEP_S)
 
     @rule(number=numbers, seconds=st.sampled_from([1.0, 10.0, 40.0]))
     def cut_off(self, number: int, seconds: float) -> None:

@@ -9,12 +9,15 @@ import pytest
 
 from nodestate.errors import NotFoundError, StaleViewError, StoreUnavailableError
 from nodestate.model.orders import Build, decode_order
+from nodestate.scheduling.claims import UNSURE_S
 from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved
 from nodestate.testing import TransitMessage
-from tests.scheduling.cells import boot, cell_of, freeze_view, losing_answers, reserve, wanted
+from tests.machines.scheduling_cell import SchedulerProcess
+from tests.machines.test_scheduling_replicas import ReplicatedCell
+from tests.scheduling.cells import STATE, boot, cell_of, freeze_view, losing_answers, reserve, wanted
 
 
 def test_an_instance_that_a_node_reports_is_not_reserved_again() -> None:
@@ -302,3 +305,90 @@ def test_a_second_confirm_after_the_death_of_the_first_builds_all_members_or_non
     placed = {instance: len(nodes) for instance, nodes in cell.nodes_by_instance().items()}
     assert placed in ({}, {"a": 1, "b": 1})
     assert bool(placed) or not isinstance(second, Confirmed)
+
+
+def cut_off(process: SchedulerProcess, *servers: int) -> None:
+    """Let a scheduler reach no server of claims but the others."""
+    for number, store in enumerate(process.claim_stores):
+        store.is_cut_off = number in servers
+
+
+def cut_off_at_renewal(monkeypatch: pytest.MonkeyPatch, process: SchedulerProcess, *servers: int) -> None:
+    """Cut a scheduler off from these servers right before it renews the claims of a reservation."""
+    claims = process.scheduler.reservations._claims
+    keep = claims.keep
+
+    def keep_without_servers(*args: Any, **more: Any) -> Any:
+        cut_off(process, *servers)
+        return keep(*args, **more)
+
+    monkeypatch.setattr(claims, "keep", keep_without_servers)
+
+
+@pytest.mark.parametrize("extends", [0, 1])
+def test_a_reservation_is_held_although_the_claim_servers_do_not_answer_while_it_is_extended(
+    extends: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler that made it extends it, or another one. Regression: its claims were dropped."""
+    cell, processes = cell_of(2)
+    held = reserve(processes[0].scheduler, "a", "b", hold_s=300.0)
+    one = processes[extends]
+    cut_off_at_renewal(monkeypatch, one, 0, 1)
+    with pytest.raises(StoreUnavailableError):
+        one.scheduler.reservations.extend(held.id, 600.0)
+    cut_off(one)
+    cell.run_for(10.0)
+    [after] = processes[1].scheduler.reservations.held()
+    assert (after.id, after.whole, len(after.members)) == (held.id, True, 2)
+    monkeypatch.undo()
+    assert one.scheduler.reservations.extend(held.id, 600.0).seconds == 600.0
+
+
+@pytest.mark.parametrize("extends", [0, 1])
+def test_a_reservation_is_held_although_the_answer_to_its_extension_is_lost(
+    extends: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: a scheduler that had not made it took its claim for one that had to be given back."""
+    cell, processes = cell_of(1)
+    held = reserve(processes[0].scheduler, "a", hold_s=300.0)
+    one = processes[extends]
+    store = one.claim_stores[cell.servers.index(cell.server("n0"))]
+    write, calls = store.write, 0
+
+    def write_without_answer(writes: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            write(writes)
+        raise StoreUnavailableError(store.name, "no reply within 1 s")
+
+    monkeypatch.setattr(store, "write", write_without_answer)
+    with pytest.raises(StoreUnavailableError):
+        one.scheduler.reservations.extend(held.id, 600.0)
+    monkeypatch.undo()
+    cell.run_for(10.0)
+    [after] = processes[1].scheduler.reservations.held()
+    assert (after.id, after.whole) == (held.id, True)
+    assert after.seconds > 500.0
+
+
+@pytest.mark.parametrize("away", [0, 1])
+def test_no_reservation_is_made_whose_last_write_reaches_one_copy_only(
+    away: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: it was held, and the other copy had the deadline of a claim that is still being made."""
+    cell = ReplicatedCell({"n0": STATE}, servers=2, designs=("snapshot", "snapshot_replica"), replicas=2)
+    cell.wait_until_complete()
+    one, two = (cell.start_scheduler(name) for name in ("s0", "s1"))
+    cell.run_for(UNSURE_S + 2.0)
+    cut_off_at_renewal(monkeypatch, one, away)
+    outcome = one.scheduler.reservations.reserve(parse_group({"members": [wanted("a")]}), timeout_s=1.0)
+    assert isinstance(outcome, NotReserved)
+    monkeypatch.undo()
+    cut_off(one)
+    cell.run_for(5.0)
+    assert two.scheduler.reservations.held() == []
+    assert cell.claims("n0") == []
+    held = reserve(one.scheduler, "a")
+    cut_off(one, away)
+    assert one.scheduler.reservations.extend(held.id, 600.0).seconds == 600.0, "an extension is better than none"

@@ -249,7 +249,7 @@ class ClaimTable:
     def _forget_earlier_clocks(self, taken: Mapping[str, Edit] = MappingProxyType({})) -> list[str]:
         """Make the records unknown whose clock was set since they were read. Returns their nodes.
 
-        The deadlines of claims that this scheduler holds are shifted. New claims that are not written yet conflict,
+        The deadlines of claims that this scheduler holds are shifted. Claims that the next flush would add conflict,
         because it is unknown whether their deadlines are times before or after the change.
 
         Args:

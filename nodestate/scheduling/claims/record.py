@@ -66,7 +66,7 @@ MAX_BORN_AHEAD_S: Final = 60.0
 MAX_MEMBERS_COUNT: Final = 1_000_000
 MAX_AHEAD_S: Final = 10**10
 """Largest difference of two servers' clocks, in seconds."""
-MAX_COPIES_COUNT: Final = 100
+MAX_COPIES_COUNT: Final = 2
 IN_FLIGHT_S: Final = 1.0
 """Copies that differ for longer than this number of seconds are written again: no writer is between the two."""
 assert REASSERT_S + CLOCK_S < UNSURE_S, "a lost claim is written again before its record stops being unsure"

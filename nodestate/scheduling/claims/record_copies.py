@@ -1,4 +1,4 @@
-"""The two copies of a claim record: their common content, and what a write of both has to remember."""
+"""The two copies of a claim record: their common content, and the removals that both must know."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ class RecordStore:
             else:
                 record = CLAIMS.find(key, item)
                 if record is not None and abs(ahead_s - record.ahead_s) > CLOCK_CHANGE_S:
-                    # Known to some seconds only, so they cannot be compared with those of other writes.
+                    # Its times are known to some seconds only, so it cannot be compared with earlier writes.
                     record, known, outdated = record.shifted(ahead_s - record.ahead_s), None, True
                 if record is not None and (reason := damage_of(record, now, distrusted, known)):
                     DAMAGE.report(key, reason)
