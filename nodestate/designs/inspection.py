@@ -16,11 +16,11 @@ from nodestate.designs.control_store import ControlStore, Copy, newest
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign, display_names, parse_stored_design
 from nodestate.errors import NodestateError
-from nodestate.ports import Item, Store, StoreRole, SystemClock
+from nodestate.ports import Clock, Item, Store, StoreRole, SystemClock
 from nodestate.store import keys
 from nodestate.store.head import NEVER_HEARD, Head, read_head
 from nodestate.store.liveness import latest_write
-from nodestate.store.round_trips import run
+from nodestate.store.round_trips import Stores, run
 from nodestate.store.signed_values import ValueAuth
 from nodestate.view.view import View
 
@@ -114,14 +114,24 @@ class CellInspector:
         config: settings of the cell.
         designs: the designs to read.
         values: checks and counts the values that are read; None to check them as the settings say.
+        stores: connections to use; None to open them. ``close`` closes them.
+        clock: the clock of the readers; None for the machine's clock.
     """
 
-    def __init__(self, config: Config, designs: Sequence[StoredDesign], values: ValueAuth | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        designs: Sequence[StoredDesign],
+        values: ValueAuth | None = None,
+        *,
+        stores: Stores | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         # Settings of the cell.
         self._config = config
-        clock = SystemClock()
+        clock = clock or SystemClock()
         # Connections to the stores of all these designs.
-        self._stores = open_stores(config, clock, [stored.design for stored in designs], values=values)
+        self._stores = stores or open_stores(config, clock, [stored.design for stored in designs], values=values)
         # A reader of each design.
         self._readers = {
             stored: Reader(config, design=str(stored), stores=self._stores, clock=clock)

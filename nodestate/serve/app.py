@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nodestate.errors import NodestateError
-from nodestate.serve import cell_routes, event_routes, node_routes, session_routes, view_routes
+from nodestate.serve import cell_routes, event_routes, metrics_routes, node_routes, session_routes, view_routes
 from nodestate.serve.access import Access
 from nodestate.serve.api_route import ApiCall, ApiRoute
 from nodestate.serve.encoding import JSON, encode, preferred_media_type
@@ -37,6 +37,7 @@ ROUTES: Final[tuple[ApiRoute, ...]] = (
     *node_routes.ROUTES,
     *event_routes.ROUTES,
     *cell_routes.ROUTES,
+    *metrics_routes.ROUTES,
     *session_routes.ROUTES,
 )
 """All routes but that of the OpenAPI document, which describes them."""

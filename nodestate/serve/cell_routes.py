@@ -7,12 +7,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from nodestate.designs.control import record_from_settings
 from nodestate.errors import StaleViewError
 from nodestate.serve.api_route import ApiCall, ApiRoute
 from nodestate.serve.problems import problem
 from nodestate.serve.responses import ApiResponse
 from nodestate.view.documents import finite_or_none
+from nodestate.view.view import View
 
 
 class DesignDocument(msgspec.Struct):
@@ -25,7 +25,7 @@ class DesignDocument(msgspec.Struct):
 
 
 class DesignsDocument(msgspec.Struct):
-    """The control record of the cell, and the design that readers read."""
+    """The control record of the cell, and the state of its designs."""
 
     version: Annotated[int, Meta(description="Version of the control record; 0 if the cell has none.")]
     writes: Annotated[list[str], Meta(description="The designs that consumers write.")]
@@ -37,7 +37,10 @@ class DesignsDocument(msgspec.Struct):
     changed_at: Annotated[float, Meta(description="When, in seconds since 1970; 0 if that is not known.")]
     key: Annotated[str, Meta(description="Id of the key that signed the record; empty if it is not signed.")]
     leaving: Annotated[list[str], Meta(description="Retired designs that consumers are leaving.")]
-    designs: Annotated[dict[str, DesignDocument], Meta(description="By name, the designs that the service reads now.")]
+    designs: Annotated[
+        dict[str, DesignDocument],
+        Meta(description="By name, each design that consumers write and this service can read."),
+    ]
 
 
 class LiveDocument(msgspec.Struct):
@@ -54,16 +57,13 @@ class ReadyDocument(msgspec.Struct):
 
 
 async def get_designs(call: ApiCall[msgspec.Struct]) -> ApiResponse:
-    """Answer with the control record, as the reader of the service knows it."""
-    published = call.service.feeds.main.last()
-    control = published.control or record_from_settings(call.service.config, 0.0)
-    names, view = control.names, published.view
-    read = DesignDocument(
-        len(view.nodes),
-        finite_or_none(view.age),
-        sum(1 for partition in view.partitions if partition.complete and not partition.lost),
-        len(view.partitions),
-    )
+    """Answer with the control record, as the reader of the service knows it, and the state of the designs."""
+    feed = call.service.feeds.main
+    feed.last()
+    control = feed.control_or_settings(call.service.config)
+    names = control.names
+    inspected = await call.service.inspection.latest(control)
+    designs = {status.name: _design_document(status.view) for status in inspected.designs}
     return ApiResponse(
         DesignsDocument(
             control.version,
@@ -76,8 +76,17 @@ async def get_designs(call: ApiCall[msgspec.Struct]) -> ApiResponse:
             control.changed_at,
             control.key_id,
             [names[design] for design in control.leaving],
-            {view.design: read},
+            designs,
         )
+    )
+
+
+def _design_document(view: View) -> DesignDocument:
+    return DesignDocument(
+        len(view.nodes),
+        finite_or_none(view.age),
+        sum(1 for partition in view.partitions if partition.complete and not partition.lost),
+        len(view.partitions),
     )
 
 
@@ -103,7 +112,7 @@ ROUTES = (
         "The designs that consumers write and readers read, from the control record.",
         get_designs,
         DesignsDocument,
-        problems=("stale-view",),
+        problems=("stale-view", "conflict"),
     ),
     ApiRoute("GET", "/livez", "Whether the service lives: restart it if not.", get_live, LiveDocument, role="open"),
     ApiRoute(

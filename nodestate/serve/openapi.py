@@ -112,8 +112,10 @@ def _response(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _stream_schema(route: ApiRoute, schema_of: dict[Any, Any]) -> dict[str, Any]:
-    """Return the schema of one event of a stream. The type of its data follows from its name."""
+    """Return the schema of a text, or of one event of a stream. The type of its data follows from its name."""
     text = {"type": "string"}
+    if not route.events:
+        return text
     return {
         "type": "object",
         "description": "One event of the stream, which has the format of server-sent events.",

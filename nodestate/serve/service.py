@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nodestate.config import Config
+from nodestate.designs.inspection import CellInspector
 from nodestate.designs.reader import Reader
+from nodestate.designs.stored_design import StoredDesign
+from nodestate.serve.cell_inspection import CellInspection
 from nodestate.serve.event_hub import EventHub
 from nodestate.serve.feeds import Feeds
 from nodestate.serve.fleet_events import FleetEvents
@@ -24,10 +27,16 @@ class Service:
         config: settings of the cell.
         open_reader: opens the reader of the cell; None: by the settings.
         max_streams: clients of events at a time.
+        open_inspector: opens the inspector of some designs; None: by the settings.
     """
 
     def __init__(
-        self, config: Config, open_reader: Callable[[], Reader] | None = None, *, max_streams: int = MAX_STREAMS_COUNT
+        self,
+        config: Config,
+        open_reader: Callable[[], Reader] | None = None,
+        *,
+        max_streams: int = MAX_STREAMS_COUNT,
+        open_inspector: Callable[[Sequence[StoredDesign]], CellInspector] | None = None,
     ) -> None:
         self.config = config
         self.max_streams = max_streams
@@ -39,6 +48,8 @@ class Service:
         """Makes responses, and counts the bytes that clients have not taken."""
         self.workers = Workers()
         """Threads for encoding."""
+        self.inspection = CellInspection(config, open_inspector)
+        """Reads heads and queues in a thread of its own."""
         self.hub = EventHub()
         """The events that clients follow."""
         self.fleet_events = FleetEvents(self.hub, self.workers)
@@ -56,6 +67,7 @@ class Service:
     async def stop(self) -> None:
         """Stop all parts, in the reverse order."""
         await self.feeds.stop()
+        self.inspection.close()
         self.workers.close()
 
     def _on_view(self, before: PublishedView | None, now: PublishedView) -> None:

@@ -20,7 +20,8 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from nodestate.designs.control import Control
+from nodestate.config import Config
+from nodestate.designs.control import Control, record_from_settings
 from nodestate.designs.reader import Reader
 from nodestate.errors import NodestateError, StaleViewError
 from nodestate.view.difference import ViewDifference, view_difference
@@ -76,6 +77,8 @@ class ViewFeed:
         """The last view that was published; None before the first one."""
         self.error: NodestateError | None = None
         """Why the last refresh failed as a whole; None if it worked."""
+        self.reader: Reader | None = None
+        """The reader, for its counters; None before it is open."""
         self.used_at = time.monotonic()
         """Monotonic time at which a request last used this feed."""
         self._open_reader = open_reader
@@ -122,6 +125,11 @@ class ViewFeed:
         if self.current is None:
             raise StaleViewError(math.inf, 0.0, (0,), cause=str(self.error) if self.error else "no view was read yet")
         return self.current
+
+    def control_or_settings(self, config: Config) -> Control:
+        """Return the control record that the reader knows, or the one that the settings describe."""
+        known = self.current.control if self.current is not None else None
+        return known or record_from_settings(config, 0.0)
 
     async def refreshed_since(self, since: float, timeout_s: float = REFRESH_TIMEOUT_S) -> None:
         """Wait until a refresh that began after the monotonic time ``since`` is done, at most ``timeout_s`` seconds."""
@@ -172,15 +180,14 @@ class ViewFeed:
     # -- in the thread ----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        reader: Reader | None = None
         published: PublishedView | None = None
         while not self._stopping:
             begun_at = time.monotonic()
             before = published
             try:
-                if reader is None:
-                    reader = self._open_reader()
-                published = self._refresh(reader, published, begun_at)
+                if self.reader is None:
+                    self.reader = self._open_reader()
+                published = self._refresh(self.reader, published, begun_at)
                 self.error = None
             except NodestateError as error:
                 if self.error is None:
@@ -196,8 +203,8 @@ class ViewFeed:
             self._wake.clear()
             if not self._stopping:
                 time.sleep(MIN_PAUSE_S)
-        if reader is not None:
-            reader.close()
+        if self.reader is not None:
+            self.reader.close()
 
     def _refresh(self, reader: Reader, before: PublishedView | None, begun_at: float) -> PublishedView:
         """Refresh the reader and return its view."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,9 @@ import httpx
 
 from harness.waiting import PATIENCE_S, wait_until
 from nodestate.config import Config
+from nodestate.designs.inspection import CellInspector
 from nodestate.designs.reader import Reader
+from nodestate.designs.stored_design import StoredDesign
 from nodestate.serve.access import Access
 from nodestate.serve.app import create_app
 from nodestate.serve.limits import Limits
@@ -28,6 +30,7 @@ class RunningService:
     Args:
         config: settings of the cell.
         open_reader: opens the reader of the service; None: by the settings.
+        open_inspector: opens the inspector of the service; None: by the settings.
         address: where the server listens.
         access: the checks of hosts and tokens.
         limits: the limits of the server.
@@ -42,6 +45,7 @@ class RunningService:
         config: Config,
         open_reader: Callable[[], Reader] | None = None,
         *,
+        open_inspector: Callable[[Sequence[StoredDesign]], CellInspector] | None = None,
         address: str = "127.0.0.1:0",
         access: Access | None = None,
         limits: Limits | None = None,
@@ -49,7 +53,7 @@ class RunningService:
         debug: bool = True,
     ) -> None:
         limits = limits or Limits()
-        self.service = Service(config, open_reader, max_streams=limits.max_streams)
+        self.service = Service(config, open_reader, max_streams=limits.max_streams, open_inspector=open_inspector)
         self.listener = listen(address, tls=tls is not None)
         self._limits = limits
         self._tls = tls
@@ -62,7 +66,16 @@ class RunningService:
     def over(cls, world: SimulatedCell, **options: Any) -> Self:
         """A service of a simulated cell."""
         _, stores = world.connected(lambda server: FaultyStore(MemoryStore(server), all_well))
-        return cls(world.config, lambda: Reader(world.config, stores=stores, clock=world.clock), **options)
+
+        def open_inspector(designs: Sequence[StoredDesign]) -> CellInspector:
+            return CellInspector(world.config, designs, stores=world.connected(MemoryStore)[1], clock=world.clock)
+
+        return cls(
+            world.config,
+            lambda: Reader(world.config, stores=stores, clock=world.clock),
+            open_inspector=open_inspector,
+            **options,
+        )
 
     def _run(self) -> None:
         run_server(

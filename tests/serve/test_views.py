@@ -225,10 +225,23 @@ def world_incarnation(running: RunningService) -> int:
 def test_designs_health_and_unknown_paths(calm: RunningService) -> None:
     designs = calm.get("/v1/designs").json()
     assert designs["reads"] in designs["writes"]
-    assert designs["designs"][designs["reads"]]["nodes"] == len(NODES)
+    assert designs["designs"].keys() == {"journal", "snapshot"}
+    assert {design["nodes"] for design in designs["designs"].values()} == {len(NODES)}
+    assert {design["whole"] for design in designs["designs"].values()} == {2}
     assert calm.get("/livez").json() == {"status": "pass"}
     assert calm.get("/readyz").json()["status"] == "pass"
     assert calm.get("/v2/view").json()["type"] == "not-found"
     refused = calm.client.post("/v1/view")
     assert (refused.status_code, refused.json()["type"]) == (405, "about:blank")
     assert "GET" in refused.headers["allow"]
+
+
+def test_metrics_of_the_cell_and_of_the_reader_are_one_page(calm: RunningService) -> None:
+    page = calm.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain")
+    lines = page.text.splitlines()
+    assert sum(float(line.split()[-1]) for line in lines if line.startswith("nodestate_nodes{")) == len(NODES)
+    for design in ("journal", "snapshot"):
+        for partition in ("0", "1"):
+            assert f'nodestate_partition_complete{{design="{design}",partition="{partition}"}} 1.0' in lines
+    assert any(line.startswith("nodestate_view_refresh_duration_seconds_count{") for line in lines)
