@@ -1,8 +1,10 @@
-"""Services of our compose file and of the units on the page run without privileges."""
+"""Services of our compose file and the units of systemd run without privileges."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -12,9 +14,8 @@ import pytest
 from nodestate.cli import main
 
 ROOT: Final = Path(__file__).parent.parent
-PAGE: Final = (ROOT / "docs" / "how-to" / "secure.md").read_text(encoding="utf-8")
 COMPOSE: Final = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-UNITS: Final = re.findall(r"^```ini\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+UNITS: Final = sorted((ROOT / "deploy/systemd").glob("*.service"))
 
 
 def test_compose_services_have_no_privileges() -> None:
@@ -39,11 +40,11 @@ def block(key: str, indent: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_a_unit_of_the_page_runs_a_command_without_privileges(unit: str) -> None:
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_unit_runs_a_command_without_privileges(unit: Path) -> None:
     values: dict[str, list[str]] = {}
-    for line in unit.splitlines():
-        if "=" in line:
+    for line in unit.read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
             name, _, value = line.partition("=")
             values.setdefault(name, []).append(value)
     assert values["DynamicUser"] == values["NoNewPrivileges"] == values["ProtectHome"] == ["yes"]
@@ -59,5 +60,21 @@ def test_a_unit_of_the_page_runs_a_command_without_privileges(unit: str) -> None
     assert credentials == set(re.findall(r"%d/(\w+)", values["Environment"][0]))
 
 
-def test_the_page_has_a_unit_for_consumers_and_one_for_agents() -> None:
-    assert len(UNITS) == 2
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_systemd_accepts_a_unit_and_finds_little_exposed(unit: Path, tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed")
+    copy = tmp_path / unit.name.replace("@", "@1-2")
+    copy.write_text(unit.read_text().replace("/opt/nodestate/bin/nodestate", "/bin/true"))
+    for words in (["verify", "--man=no"], ["security", "--offline=true", "--threshold=20"]):
+        done = subprocess.run([program, *words, str(copy)], capture_output=True, text=True, check=False)  # noqa: S603
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_there_is_a_unit_for_each_process_of_a_cell() -> None:
+    assert [unit.name for unit in UNITS] == [
+        "nodestate-agent.service",
+        "nodestate-consumer@.service",
+        "nodestate-serve.service",
+    ]

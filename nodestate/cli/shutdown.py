@@ -1,4 +1,8 @@
-"""How a command that runs until it is stopped ends: by Ctrl-C, by SIGTERM or after a number of seconds."""
+"""How a command that runs until it is stopped ends: by Ctrl-C, by SIGTERM or after a number of seconds.
+
+The loop of such a command asks between two steps whether to stop. So this is also the place where a service manager is
+told that the loop runs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+
+from nodestate.cli.service_manager import ServiceManager
 
 POLL_S: Final = 0.05
 
@@ -20,14 +26,21 @@ class StopRequest:
     would wait for ever if it interrupted code that holds the lock.
     """
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, manager: ServiceManager) -> None:
         # True after the first signal.
         self.requested = False
+        # Whether the loop has begun its first step.
+        self._has_begun = False
+        # Learns that the loop runs.
+        self._manager = manager
         # Time on the monotonic clock at which the loop ends by itself; None: never.
         self._until = None if seconds is None else time.monotonic() + seconds
 
     def __call__(self) -> bool:
-        """Return True if the loop must end."""
+        """Return True if the loop must end. Called before the first step and after each one."""
+        if self._has_begun:
+            self._manager.step_done()
+        self._has_begun = True
         return self.requested or (self._until is not None and time.monotonic() >= self._until)
 
     def wait(self, seconds: float) -> bool:
@@ -45,7 +58,8 @@ def stop_on_signals(seconds: float | None = None) -> Iterator[StopRequest]:
     Args:
         seconds: The request is set after this many seconds as well; None: by signals only.
     """
-    stop = StopRequest(seconds)
+    manager = ServiceManager()
+    stop = StopRequest(seconds, manager)
 
     def request_stop(_number: int, _frame: object) -> None:
         if stop.requested:
@@ -61,5 +75,6 @@ def stop_on_signals(seconds: float | None = None) -> Iterator[StopRequest]:
     try:
         yield stop
     finally:
+        manager.stopping()
         for number, action in before.items():
             signal.signal(number, action)
