@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Final
+
 import click
 
 from nodestate.cli.command import SECONDS, Run, cell_command
 from nodestate.cli.shutdown import stop_on_signals
 from nodestate.designs.connections import configured
 from nodestate.errors import ConfigError
+
+SWITCH_INTERVAL_S: Final = 0.0005
+"""Longest time for which a thread that encodes all nodes keeps the event loop waiting for the interpreter."""
 
 
 @cell_command("serve", example="nodestate serve --listen 127.0.0.1:8790", log_level="info")
@@ -122,6 +128,7 @@ def command(
         if warning:
             run.err.print(f"nodestate: {warning}", markup=False, soft_wrap=True)
         service = Service(run.config, max_streams=max_streams)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         with stop_on_signals(seconds) as stop:
             app = create_app(service, access, limits)
             run_server(app, listener, stop, print_address, service.end_waits, limits=limits, tls=tls)

@@ -138,4 +138,6 @@ async def read_within(
         elif refusal is not None:
             with feed.watched():
                 if time.monotonic() >= deadline or not await feed.next_refresh(deadline):
+                    if feed.reader is not None:
+                        feed.reader.stats.count_refusal(refusal)
                     raise refusal

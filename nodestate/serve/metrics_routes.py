@@ -46,6 +46,6 @@ ROUTES = (
         get_metrics,
         None,
         problems=("stale-view", "conflict"),
-        media_types=("text/plain",),
+        media_types=("text/plain", "application/openmetrics-text"),
     ),
 )

@@ -47,7 +47,7 @@ class Service:
         self.responder = Responder()
         """Makes responses, and counts the bytes that clients have not taken."""
         self.workers = Workers()
-        """Threads for encoding."""
+        """The thread that encodes."""
         self.inspection = CellInspection(config, open_inspector)
         """Reads heads and queues in a thread of its own."""
         self.hub = EventHub()

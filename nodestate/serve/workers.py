@@ -1,4 +1,7 @@
-"""A small pool of threads for work that would stop the event loop for too long, such as encoding all nodes."""
+"""A thread for work that would stop the event loop for too long, such as encoding all nodes.
+
+It is one thread: Python runs one of them at a time, and several would keep the event loop waiting for longer.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,15 @@ from nodestate.serve.problems import problem
 P = ParamSpec("P")
 R = TypeVar("R")
 
-THREADS_COUNT: Final = 2
 MAX_PENDING_COUNT: Final = 64
 """Most pieces of work that run or wait; further requests are refused."""
 
 
 class Workers:
-    """A pool of threads with a bounded queue. Belongs to the event loop."""
+    """A thread with a bounded queue. Belongs to the event loop."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(THREADS_COUNT, thread_name_prefix="nodestate-encode")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="nodestate-encode")
         # Pieces of work that run or wait.
         self._pending = 0
 

@@ -87,6 +87,7 @@ def test_a_stale_view_is_refused_with_age_bound_and_partitions(world: SimulatedC
     assert running.get("/v1/view?on_stale=exclude").json()["nodes"] == {}
     for path in ("/v1/nodes", "/v1/nodes/node-1", "/v1/nodes/node-9"):
         assert running.get(path).json()["type"] == "stale-view", path
+    assert 'nodestate_view_refusals_total{cause="stale-view"} 4.0' in running.get("/metrics").text
 
 
 def test_a_node_without_a_sign_of_life_is_refused_by_its_own_bound(
