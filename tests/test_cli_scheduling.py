@@ -47,6 +47,8 @@ PLACES = (
     "retag",
     "cordon",
     "room",
+    "drain",
+    "forget",
 )
 STATE: Mapping[str, Any] = {
     "inventory": {"VCPU": {"total": 8}, "MEMORY_MB": {"total": 8_000}},
@@ -366,6 +368,40 @@ class TestMigrations:
         assert not answer["instances"][0]["booted"]
         assert site.run("node", "uncordon", "cordon-1").stdout == "cordon-1 is not cordoned\n"
         assert site.boot("cordoned", "cordon", force_nodes=["cordon-1"]) == "cordon-1"
+
+    def test_a_drained_node_is_cordoned_and_what_cannot_move_is_left_with_its_reason(self, site: ThreadedCell) -> None:
+        for n in (1, 2):
+            site.boot(f"dr-{n}", "drain", 2, force_nodes=["drain-1"])
+        site.boot("dr-stays", "drain", 1, force_nodes=["drain-1"], zone="az1")
+        [answer] = site.ask("node", "drain", "drain-1", "--max-parallel", "1", code=1)["nodes"]
+        assert {one["instance"] for one in answer["moved"]} == {"dr-1", "dr-2"}
+        [left] = answer["left"]
+        assert left["instance"] == "dr-stays"
+        assert "zone" in left["reason"] or "aggregates" in left["reason"]
+        assert set(site.on("drain-1")) == {"dr-stays"}
+        printed = site.run("node", "drain", "drain-1", code=1).stdout
+        assert printed.startswith("drain-1 is cordoned: 0 instances moved, 1 left\nleft: dr-stays: the filter ")
+        site.run("terminate", "dr-stays")
+        assert "0 left" in site.run("node", "drain", "drain-1").stdout
+
+    def test_a_node_is_shown_in_full(self, site: ThreadedCell) -> None:
+        site.boot("shown", "forget", 2, force_nodes=["forget-1"])
+        details = site.ask("node", "show", "forget-1")
+        assert details["classes"]["VCPU"] == {"total": 8, "used": 2, "claimed": 0, "free": 6}
+        assert details["allocations"]["shown"]["hints"]["force_nodes"] == ["forget-1"]
+        assert (details["status"], details["is_open"], details["cordon"]) == ("up", True, None)
+        site.run("node", "cordon", "forget-1", "--reason", "new disk", "--by", "ann")
+        printed = site.run("node", "show", "forget-1").stdout
+        assert "draining, zone az1, last seen" in printed
+        assert "cordoned by ann at" in printed
+        assert "new disk" in printed
+        assert "shown" in printed
+        assert "no node nowhere is known" in site.run("node", "show", "nowhere", code=1).stderr
+
+    def test_a_live_node_is_not_forgotten(self, site: ThreadedCell) -> None:
+        error = site.run("node", "forget", "forget-2", code=1).stderr
+        assert "forget-2 gave a sign of life" in error
+        assert "no view has the node nowhere" in site.run("node", "forget", "nowhere", code=1).stderr
 
     def test_a_cordon_without_an_agent_fails_and_names_the_remedy(self, site: ThreadedCell) -> None:
         failed = site.run("node", "cordon", "nowhere", code=1)

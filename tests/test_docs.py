@@ -99,7 +99,7 @@ def test_commands_and_options_in_shell_blocks_exist(path: Path) -> None:
     """In ``nodestate NAME --option …``, both the command and each option must exist."""
     code = "\n".join(re.findall(r"^```(?:sh|console|bash)\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE))
     for line in code.replace("\\\n", " ").split("\n"):
-        for call in re.findall(r"(?:^|\s|/)nodestate ((?:[a-z]+)(?: [^|&;#]*)?)", line.split(" # ")[0]):
+        for call in re.findall(r"(?:^|\s|/)nodestate ((?:[a-z][a-z-]*)(?: [^|&;#]*)?)", line.split(" # ")[0]):
             found = [words for words in every_command() if f"{call} ".startswith(f"{words} ")]
             assert found, f"there is no command {call}"
             options = {option for param in every_command()[found[0]].params for option in param.opts}

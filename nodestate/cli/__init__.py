@@ -45,7 +45,7 @@ COMMANDS: Final = {
     "what-if": CommandEntry(
         "nodestate.cli.capacity", "what_if_command", "Answer a request as if some nodes were gone or empty."
     ),
-    "node": CommandEntry("nodestate.cli.node", "command", "Close nodes to new instances, and open them again."),
+    "node": CommandEntry("nodestate.cli.node", "command", "Show, cordon, uncordon, drain and forget nodes."),
     "design": CommandEntry(
         "nodestate.cli.design", "command", "Show which designs are written and read; switch while the cell runs."
     ),

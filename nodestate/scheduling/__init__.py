@@ -22,9 +22,12 @@ allocation.
 
 from nodestate.scheduling.capacity import CapacityPart, ClassCapacity, FleetCapacity, RequestFit, capacity_of, fit_of
 from nodestate.scheduling.claims import NoHostFound, Placing
+from nodestate.scheduling.drain import LeftInstance, NodeDrain, drain
 from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, Scores
 from nodestate.scheduling.migrations import Migrations
+from nodestate.scheduling.node_details import NodeDetails, node_details
 from nodestate.scheduling.node_orders import NodeOrderResult, NodeOrders
+from nodestate.scheduling.node_removal import NodeAliveError, NotForgottenError, forget_node
 from nodestate.scheduling.orders import Boot, Booted, BootOutcome, Failed, NodeRefusal
 from nodestate.scheduling.request import GroupRequest, InstanceGroup, Request, Spread, parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation, ReservationMember
@@ -94,6 +97,14 @@ __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     # orders to whole nodes, and their results
     "NodeOrders",
     "NodeOrderResult",
+    "node_details",
+    "NodeDetails",
+    "forget_node",
+    "NodeAliveError",
+    "NotForgottenError",
+    "drain",
+    "NodeDrain",
+    "LeftInstance",
     # the result of a renewal of tags
     "TagRenewal",
     "LeftAllocation",

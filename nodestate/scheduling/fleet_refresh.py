@@ -168,6 +168,11 @@ class FleetRefresher:
             self.claim_table.records.distrust(node)
         self.claim_table.read_records(impossible)
 
+    @property
+    def responsive_bound_s(self) -> float:
+        """The seconds without a sign of life after which a node is unresponsive."""
+        return self.node_max_age or HEARTBEATS_COUNT * self._heartbeat_s + self.max_age
+
     def refresh_unresponsive_nodes(self) -> None:
         """Set ``fleet.unresponsive`` to the nodes that gave no sign of life for ``node_max_age`` seconds.
 
@@ -176,8 +181,7 @@ class FleetRefresher:
         The last report of an unresponsive node may be out of date. So if it has the authoritative allocation of an
         instance, the copies on other nodes are not ended.
         """
-        bound = self.node_max_age or HEARTBEATS_COUNT * self._heartbeat_s + self.max_age
-        view = self.reader.read(max_age=self.max_age, node_max_age=bound, on_stale="flag")
+        view = self.reader.read(max_age=self.max_age, node_max_age=self.responsive_bound_s, on_stale="flag")
         self.fleet.unresponsive = frozenset(view.stale)
 
     def wait_for_receipt(self, receipt: Receipt, timeout_s: float) -> None:

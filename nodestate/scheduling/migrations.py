@@ -15,7 +15,7 @@ says that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -122,7 +122,9 @@ class Migrations:
         self._end_originals([resident], [outcome])
         return outcome
 
-    def evacuate(self, node: str, *, timeout_s: float = 120.0) -> list[BootOutcome]:
+    def evacuate(
+        self, node: str, *, timeout_s: float = 120.0, only: Collection[str] | None = None
+    ) -> list[BootOutcome]:
         """Migrate all instances of a node to other nodes.
 
         The members of an affinity group on the node are migrated to one node together, or all of them stay.
@@ -133,8 +135,9 @@ class Migrations:
         Args:
             node: The node's name.
             timeout_s: Seconds to wait for all outcomes.
+            only: The instances to migrate; None: all instances of the node.
 
-        Returns one outcome for each instance of the node.
+        Returns one outcome for each instance of the node, or of ``only``.
 
         Raises:
             NotFoundError: If the node is unknown.
@@ -149,6 +152,8 @@ class Migrations:
         failed: list[BootOutcome] = []
         elsewhere: list[Booted] = []
         for instance, allocation in fleet.reports.allocations(row).items():
+            if only is not None and instance not in only:
+                continue
             if not fleet.reports.is_believed(row, instance):
                 failed.append(Failed(instance, NoHostFound(reason=self._unbelieved_text(instance, row))))
                 continue

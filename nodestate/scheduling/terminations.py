@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-import msgspec
-
 from nodestate.errors import NotFoundError, StaleViewError
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders import Termination
@@ -86,24 +84,9 @@ class Terminations:
             raise TimeoutError(
                 f"{left[0].instance} stays on {left[0].node}, which left with it: no agent carries out orders there; "
                 f"if the instances of {left[0].node} no longer run, forget the node: "
-                f"echo '{self._forgetting_event(left[0].node)}' | nodestate publish -"
+                f"nodestate node forget {left[0].node}"
             )
         return nodes
-
-    def _forgetting_event(self, node: str) -> str:
-        """Return the event, as JSON, after which a node that left is gone from views."""
-        fleet = self._session.fleet
-        incarnation, generation = fleet.version[fleet.rows[node]]
-        event = {
-            "v": 1,
-            "kind": "change",
-            "node": node,
-            "incarnation": incarnation,
-            "generation": generation + 1,
-            "reported_at": int(self._session.clock.time()),
-            "patch": {"allocations": None},
-        }
-        return msgspec.json.encode(event).decode()
 
     def _terminate(self, instances: Sequence[tuple[str, str]]) -> list[Termination]:
         """Order agents to end these instances, as (node, instance), and drop their claims. Returns the terminations."""
