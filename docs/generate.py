@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ import msgspec
 from nodestate import model
 from nodestate.cli import every_command
 from nodestate.cli.setting_docs import setting_docs
+from nodestate.findings.finding_table import FINDINGS
 from nodestate.journal import format as journal
 from nodestate.metrics.metric_table import METRICS, PREFIX
 from nodestate.scheduling import claims
@@ -306,12 +308,23 @@ HTTP_LIMITS: Final[dict[str, dict[str, str]]] = {
 }
 
 
+def findings() -> str:
+    """Return a section for each finding, under a heading of its code."""
+    texts = {one.code: f"**{one.severity}**. {one.meaning} {one.remedy}" for one in FINDINGS}
+    sections = [
+        f"## {code}\n\n" + textwrap.fill(text, 120, break_on_hyphens=False, break_long_words=False)
+        for code, text in texts.items()
+    ]
+    return "\n\n".join(sections)
+
+
 PARTS: Final[dict[str, Callable[[], str]]] = {
     "limits": limits,
     "settings": settings,
     "records": records,
     "key space": key_space,
     "commands": commands,
+    "findings": findings,
     **{f"metrics of {part}": partial(metrics, part) for part in ("consumer", "cell", "reader", "scheduler", "agent")},
     "routes": routes,
     "parameters": parameters,

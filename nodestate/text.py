@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Final
 
 _KINDS: Final = {
@@ -44,6 +45,19 @@ def count_text(count: int, singular: str, plural: str = "") -> str:
         plural: the same for all other numbers, as ``queues have``; empty: the singular with an "s".
     """
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
+
+
+def range_text(numbers: Sequence[int]) -> str:
+    """Return the range of some numbers as text: ``3 to 7``, or ``3`` if all are equal."""
+    return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+
+
+def span_text(seconds: float) -> str:
+    """Return a duration as text, in the largest unit that fits into it twice: ``90 min`` for 5,400 seconds."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def age_text(age_s: float) -> str:

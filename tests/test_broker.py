@@ -44,9 +44,9 @@ from nodestate.broker.rabbitmq.queues import RabbitQueues
 from nodestate.broker.rabbitmq.session import RabbitSession
 from nodestate.broker.topology import DEAD_QUEUE_MAX_BYTES
 from nodestate.broker.virtual.session import VirtualSession
-from nodestate.cli.doctor.broker_checks import _examine_nodes, _examine_queues, examine_broker
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, DeadLetterError, UnconfirmedError
+from nodestate.findings.broker_checks import _examine_nodes, _examine_queues, examine_broker
 from nodestate.model import Heartbeat, NodeRecord, Version, fold, parse_event
 from nodestate.model.orders import Answer, End, Order
 from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Delivery, RefusedDelivery, Resync, Sink, Source, SystemClock

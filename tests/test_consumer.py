@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from nodestate import Reader
-from nodestate.cli.doctor.design_checks import examine_design
 from nodestate.consumers.pending_work import MAX_DEAD_LETTER_BYTES
 from nodestate.consumers.watermarks import is_marker
 from nodestate.designs.inspection import DesignStatus, head_status
 from nodestate.errors import DeadLetterError
+from nodestate.findings.design_checks import examine_design
 from nodestate.model import MAX_CLOCK_AHEAD_S, MAX_EVENT_BYTES
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import ACTIVATION, QUEUE_BEGAN, Delivery, RefusedDelivery

@@ -17,8 +17,6 @@ from structlog.testing import capture_logs
 from nodestate.auth.followed_file import REREAD_S
 from nodestate.auth.key_file import write_keys
 from nodestate.auth.operator_keys import KeyPairs, with_new_pair, without_pair
-from nodestate.cli.doctor.design_checks import examine_copies, examine_record
-from nodestate.cli.doctor.findings import FAIL, OK, WARN
 from nodestate.config import Config
 from nodestate.designs.control import (
     CONTROL,
@@ -34,6 +32,8 @@ from nodestate.designs.control_auth import ControlAuth, control_auth
 from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.reader import Reader
 from nodestate.errors import ConfigError, CorruptItemError
+from nodestate.findings.design_checks import examine_copies, examine_record
+from nodestate.findings.finding import FAIL, OK, WARN
 from nodestate.ports import Put, Write
 from nodestate.store import keys
 from nodestate.store.round_trips import Stores

@@ -11,13 +11,13 @@ from click.testing import CliRunner, Result
 
 from harness.servers import MemcachedServer
 from nodestate.cli import design_switch, main
-from nodestate.cli.doctor.design_checks import examine_copies, examine_record
-from nodestate.cli.doctor.findings import FAIL, OK
 from nodestate.config import Config, load
 from nodestate.designs.connections import configured, open_stores
 from nodestate.designs.control import CONTROL, Control
 from nodestate.designs.inspection import read_copies
 from nodestate.designs.stored_design import StoredDesign
+from nodestate.findings.design_checks import examine_copies, examine_record
+from nodestate.findings.finding import FAIL, OK
 from nodestate.ports import Put, Store, SystemClock, Write
 from nodestate.store import keys
 from tests.operator_keys import new_pairs

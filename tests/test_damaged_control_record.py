@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from nodestate.cli.doctor.design_checks import examine_copies
 from nodestate.designs.control import CONTROL, Control, dated, prepared
 from nodestate.designs.control_store import ControlStore, newest, newest_copy
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import ControlLostError
+from nodestate.findings.design_checks import examine_copies
 from nodestate.ports import Put, Write, WriteStatus
 from nodestate.store import keys
 from nodestate.store.round_trips import Stores

@@ -13,8 +13,8 @@ from rich.console import Console
 from structlog.testing import capture_logs
 
 from nodestate.cli import view as view_command
-from nodestate.cli.doctor.store_checks import examine_damage
 from nodestate.errors import EpochLostError
+from nodestate.findings.store_checks import examine_damage
 from nodestate.model import NodeRecord
 from nodestate.store import keys
 from nodestate.store.damage import DAMAGE, DamageLog
@@ -401,7 +401,7 @@ def test_the_command_view_shows_all_nodes_if_the_stored_state_of_one_is_damaged(
 
 def test_the_doctor_names_the_damaged_values_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     damage = DamageLog()
-    monkeypatch.setattr("nodestate.cli.doctor.store_checks.DAMAGE", damage)
+    monkeypatch.setattr("nodestate.findings.store_checks.DAMAGE", damage)
     damage.report(keys.control("cell1"), "it has findings of its own")
     assert list(examine_damage("cell1")) == []
     for _ in range(2):

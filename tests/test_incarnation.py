@@ -12,9 +12,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from nodestate.agent.incarnation import IncarnationLock, next_incarnation, state_directory
-from nodestate.cli.doctor.agent_checks import examine_incarnations
 from nodestate.config import Config
 from nodestate.errors import BadEventError, ConfigError
+from nodestate.findings.agent_checks import examine_incarnations
 from nodestate.model import Heartbeat, check_clock
 
 NOW = 1_763_787_600.5

@@ -24,10 +24,10 @@ from nodestate.auth.keys import CellKeys, NodeKeys
 from nodestate.auth.message_auth import OrderAuth, open_keyring
 from nodestate.broker import KombuCourier, KombuSink
 from nodestate.cli import main
-from nodestate.cli.doctor.findings import FAIL, OK, WARN
-from nodestate.cli.doctor.signature_checks import examine_signatures
 from nodestate.config import Config
 from nodestate.errors import BadEventError, ConfigError
+from nodestate.findings.finding import FAIL, OK, WARN
+from nodestate.findings.signature_checks import examine_signatures
 from nodestate.model import NodeRecord, Report, fold
 from nodestate.model.orders import Answer, End, bad_order, encode
 from nodestate.ports import SystemClock

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from harness.servers import MemcachedServer
 from harness.waiting import PATIENCE_S
-from nodestate.cli.doctor.findings import OK, WARN
-from nodestate.cli.doctor.store_checks import start_finding, write_probe
 from nodestate.errors import ConfigError, ItemTooLargeError, StoreUnavailableError
+from nodestate.findings.finding import OK, WARN
+from nodestate.findings.store_checks import start_finding, write_probe
 from nodestate.ports import Item, Put, Write, WriteResult, WriteStatus
 from nodestate.store import keys
 from nodestate.store import memcached_protocol as protocol

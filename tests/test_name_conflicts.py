@@ -15,8 +15,8 @@ from nodestate.agent.incarnation import IncarnationLock
 from nodestate.agent.name_conflicts import PRESENCE_HEARTBEATS_COUNT, UNANSWERED_COUNT
 from nodestate.agent.sources import NodeGone
 from nodestate.agent.sources.static_fleet import StaticFleet
-from nodestate.cli.doctor.agent_checks import examine_names
 from nodestate.errors import BadEventError
+from nodestate.findings.agent_checks import examine_names
 from nodestate.model import MAX_CLOCK_AHEAD_S
 from nodestate.model.orders import bad_order, decode_order
 from nodestate.model.presence import Presence, encode_presence

@@ -17,11 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from nodestate.cli import main
+from nodestate.cli import doctor, main
 from nodestate.cli.command import PrintableConsole
-from nodestate.cli.doctor import command as doctor
-from nodestate.cli.doctor.findings import WARN, Finding
 from nodestate.cli.logs import set_up_logs
+from nodestate.findings.finding import WARN, Finding
 from nodestate.text import printable, printable_json
 
 HOSTILE: Final = "a\x1b[2J\x9b31mb\x7f\u202ec\u200f\u2066d\x07\x85\u2028\U000e0041e"

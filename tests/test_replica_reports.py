@@ -12,9 +12,6 @@ from rich.console import Console
 from harness.servers import MemcachedServer
 from nodestate.cli import main
 from nodestate.cli.check import compare
-from nodestate.cli.doctor.design_checks import examine_design, examine_replicas
-from nodestate.cli.doctor.findings import FAIL, OK, WARN
-from nodestate.cli.doctor.store_checks import start_finding
 from nodestate.cli.top import _renderable
 from nodestate.config import load
 from nodestate.designs.connections import open_stores
@@ -23,6 +20,9 @@ from nodestate.designs.control_store import ControlStore
 from nodestate.designs.inspection import DesignStatus, HeadStatus, head_status, out_of_sync, replica_pairs
 from nodestate.designs.reader import Reader
 from nodestate.errors import StoreUnavailableError
+from nodestate.findings.design_checks import examine_design, examine_replicas
+from nodestate.findings.finding import FAIL, OK, WARN
+from nodestate.findings.store_checks import start_finding
 from nodestate.ports import Item, SystemClock
 from nodestate.store.head import Head
 from nodestate.testing import MemoryStore

@@ -11,12 +11,12 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from nodestate.cli.doctor.design_checks import examine_single_replica
-from nodestate.cli.doctor.findings import WARN
 from nodestate.config import Config, load
 from nodestate.designs.control import Control
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import ConfigError
+from nodestate.findings.design_checks import examine_single_replica
+from nodestate.findings.finding import WARN
 from nodestate.ports import Item
 from nodestate.store import keys
 from nodestate.store.head import Head, read_head

@@ -16,14 +16,14 @@ from structlog.testing import capture_logs
 from harness.servers import MemcachedServer
 from nodestate.auth.followed_file import REREAD_S
 from nodestate.auth.keys import CellKeys
-from nodestate.cli.doctor import value_checks
-from nodestate.cli.doctor.findings import FAIL, OK, WARN
-from nodestate.cli.doctor.value_checks import examine_values
 from nodestate.config import Config
 from nodestate.designs import control_store
 from nodestate.designs.connections import open_memcached
 from nodestate.designs.control import CONTROL, record_from_settings
 from nodestate.errors import ConfigError, CorruptItemError
+from nodestate.findings import value_checks
+from nodestate.findings.finding import FAIL, OK, WARN
+from nodestate.findings.value_checks import examine_values
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Item, Key, Put, SystemClock, Write, WriteResult, WriteStatus
 from nodestate.scheduling.claims import CLAIMS, AffinitySeed, Claim, ClaimRecord

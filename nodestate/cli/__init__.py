@@ -57,9 +57,7 @@ COMMANDS: Final = {
     "completion": CommandEntry(
         "nodestate.cli.completion", "command", "Print a script with which a shell completes commands and nodes."
     ),
-    "doctor": CommandEntry(
-        "nodestate.cli.doctor.command", "command", "Report the faults of the cell, each with a remedy."
-    ),
+    "doctor": CommandEntry("nodestate.cli.doctor", "command", "Report the faults of the cell, each with a remedy."),
 }
 """All commands, in the order of ``nodestate --help``."""
 

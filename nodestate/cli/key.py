@@ -14,11 +14,11 @@ from nodestate.auth.key_file import encode_keys, locked_directories, read_cell_k
 from nodestate.auth.keys import KEY_ID_PATTERN, CellKeys, Secret
 from nodestate.cli import operator_key
 from nodestate.cli.command import Run, cell_command
-from nodestate.cli.doctor.findings import span_text
 from nodestate.cli.node_name import NODE
 from nodestate.config import Config
 from nodestate.errors import ConfigError
 from nodestate.model import NODE_NAME_PATTERN
+from nodestate.text import span_text
 
 SHOWN_COUNT: Final = 20
 """Most nodes that are printed for people."""

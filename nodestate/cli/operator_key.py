@@ -18,9 +18,9 @@ from nodestate.auth.operator_keys import (
     with_new_pair,
     without_pair,
 )
-from nodestate.cli.doctor.findings import span_text
 from nodestate.config import Config
 from nodestate.errors import ConfigError
+from nodestate.text import span_text
 
 READERS: Final = "consumers, schedulers and other readers"
 """The processes that follow the control record."""

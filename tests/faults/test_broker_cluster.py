@@ -21,8 +21,8 @@ from harness.servers import MemcachedServer, RabbitCluster, RabbitServer, Server
 from harness.waiting import PATIENCE_S, wait_until
 from harness.watchers import ViewWatcher
 from nodestate.broker import KombuCourier, Topology, read_dead_letters
-from nodestate.cli.doctor.broker_checks import examine_broker
 from nodestate.errors import BrokerUnavailableError
+from nodestate.findings.broker_checks import examine_broker
 from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import parse
 from nodestate.scheduling.scheduler import Scheduler

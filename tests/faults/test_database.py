@@ -20,8 +20,6 @@ from structlog.testing import capture_logs
 from harness.databases import LockedFile, SqlServer, connected, create_database, run_sql
 from harness.servers import MariadbServer, PostgresServer
 from nodestate import Reader
-from nodestate.cli.doctor.findings import OK
-from nodestate.cli.doctor.store_checks import examine_database
 from nodestate.config import Config
 from nodestate.consumers.loop import Consumer
 from nodestate.consumers.store_failures import RETRY_S
@@ -29,6 +27,8 @@ from nodestate.consumers.watermarks import is_marker
 from nodestate.designs.control import record_from_settings
 from nodestate.designs.control_store import ControlStore
 from nodestate.errors import SchemaError, StoreRefusedError, StoreUnavailableError
+from nodestate.findings.finding import OK
+from nodestate.findings.store_checks import examine_database
 from nodestate.ports import Put, Write, WriteStatus
 from nodestate.sql.migrate import downgrade, upgrade
 from nodestate.sql.schema import NODES, REVISION, REVISION_TABLE

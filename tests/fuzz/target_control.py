@@ -8,7 +8,6 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-from nodestate.cli.doctor.design_checks import examine_copies, examine_record
 from nodestate.config import Config
 from nodestate.consumers.member import Member
 from nodestate.designs.control import CONTROL, Control, dated, prepared
@@ -16,6 +15,7 @@ from nodestate.designs.control_store import ControlStore, newest
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign
 from nodestate.errors import ControlLostError
+from nodestate.findings.design_checks import examine_copies, examine_record
 from nodestate.ports import Put, Write
 from nodestate.store import keys
 from nodestate.store.round_trips import Stores

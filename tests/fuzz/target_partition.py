@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import msgspec
 
-from nodestate.cli.doctor.agent_checks import examine_clocks, examine_names
 from nodestate.config import Config
 from nodestate.consumers.takeover import _without_damage
 from nodestate.errors import NodestateError
+from nodestate.findings.agent_checks import examine_clocks, examine_names
 from nodestate.model import NodeRecord
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.request import parse

@@ -16,10 +16,10 @@ from nodestate.agent.admission import allocation_of
 from nodestate.auth import NO_TAGS, TAG, AllocationTags, allocation_tags
 from nodestate.auth.key_file import Keyring, write_keys
 from nodestate.auth.keys import CellKeys
-from nodestate.cli.doctor.findings import FAIL, OK, WARN
-from nodestate.cli.doctor.signature_checks import examine_tags
 from nodestate.config import Config
 from nodestate.errors import ConfigError, NotFoundError
+from nodestate.findings.finding import FAIL, OK, WARN
+from nodestate.findings.signature_checks import examine_tags
 from nodestate.model.orders import Build, decode_order, encode
 from nodestate.ports.ids import SystemIds
 from nodestate.scheduling.fleet import Fleet

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from nodestate.cli.doctor.agent_checks import examine_inventories
-from nodestate.cli.doctor.findings import FAIL
 from nodestate.config import Config, load
 from nodestate.errors import ConfigError
+from nodestate.findings.agent_checks import examine_inventories
+from nodestate.findings.finding import FAIL
 from nodestate.model.inventory_ceilings import NO_CEILING, InventoryCeilings
 from nodestate.scheduling.fleet import Fleet, OutstandingClaims
 from nodestate.scheduling.orders.boot import Booted, Failed

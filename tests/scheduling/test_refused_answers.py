@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nodestate.cli.doctor.findings import WARN
-from nodestate.cli.doctor.signature_checks import examine_refused_answers
 from nodestate.config import Config
+from nodestate.findings.finding import WARN
+from nodestate.findings.signature_checks import examine_refused_answers
 from nodestate.scheduling.claims import REASSERT_S
 from nodestate.store import keys
 from nodestate.store.refused_answers import KEPT_S, REFUSED_ANSWERS, RefusedAnswers

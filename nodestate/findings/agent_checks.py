@@ -9,12 +9,12 @@ from typing import Any, Final
 
 from nodestate.agent.incarnation import files_ahead, state_directory
 from nodestate.agent.name_conflicts import PRESENCE_HEARTBEATS_COUNT
-from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, span_text
 from nodestate.config import Config
 from nodestate.errors import CorruptItemError
+from nodestate.findings.finding import Finding, found, well
 from nodestate.model import NodeRecord
 from nodestate.model.inventory_ceilings import InventoryCeilings
-from nodestate.text import count_text
+from nodestate.text import count_text, span_text
 from nodestate.view.view import View
 
 SKEW_S: Final = 2.0
@@ -32,7 +32,7 @@ def examine_agents(config: Config, view: View) -> Iterator[Finding]:
     now = time.time()
     yield from examine_incarnations(config, now)
     if all(partition.table is None for partition in view.partitions):
-        yield Finding(WARN, "agents", "not known, because no partition can be read", "see the lines above")
+        yield found("cell-unreadable", "agents", "not known, because no partition can be read", "see the lines above")
         return
     ages = {name: view.node_age(name) for name in view.nodes}
     silent_s = SILENT_HEARTBEATS * config.heartbeat_s + 2
@@ -43,12 +43,13 @@ def examine_agents(config: Config, view: View) -> Iterator[Finding]:
         of_all = f"{len(silent):,} of {count_text(len(ages), 'node')}"
         says = f"{of_all} gave no sign of life, for example {longest} {since}"
         advice = "check that their agents run; schedulers do not place instances on nodes without a sign of life"
-        yield Finding(WARN, "agents", says, advice)
+        yield found("agents-unresponsive", "agents", says, advice)
     else:
         says = f"{count_text(len(ages), 'node')}, all with a recent sign of life"
-        yield Finding(OK, "agents", says if ages else "no node has reported yet")
+        yield well("agents", says if ages else "no node has reported yet")
     yield from examine_clocks(view, now)
     yield from examine_names(config, view, now)
+    yield from examine_leaving(view)
     yield from examine_inventories(config, view)
 
 
@@ -58,8 +59,8 @@ def examine_incarnations(config: Config, now: float) -> Iterator[Finding]:
         says = (
             f"{path} says {incarnation}, {span_text(incarnation - now)} ahead of this machine's clock: the agent once "
         )
-        yield Finding(
-            FAIL,
+        yield found(
+            "incarnation-ahead",
             "agents",
             says + "began with a clock that was ahead, and consumers refuse its events",
             f"if this machine's clock is right now, stop the agent, delete {path}, and start it again",
@@ -74,8 +75,8 @@ def examine_clocks(view: View, now: float) -> Iterator[Finding]:
         worst = max(fast, key=lambda name: ahead[name])
         clocks = count_text(len(fast), "node has a clock", "nodes have clocks")
         says = f"{clocks} ahead of this machine's, {worst} by {ahead[worst]:.0f} s"
-        yield Finding(
-            WARN,
+        yield found(
+            "clock-ahead",
             "agents",
             says,
             "correct the time of these nodes (NTP): schedulers allow for the difference, but consumers refuse events "
@@ -85,8 +86,8 @@ def examine_clocks(view: View, now: float) -> Iterator[Finding]:
     if expired:
         of_all = f"{len(expired):,} of {count_text(len(ahead), 'node')}"
         says = f"{of_all} refused orders as expired, for example {expired[0]}"
-        yield Finding(
-            WARN,
+        yield found(
+            "orders-expired",
             "agents",
             says,
             "compare the time of a scheduler's machine and of these nodes (NTP): schedulers measure and allow for the "
@@ -103,8 +104,8 @@ def examine_names(config: Config, view: View, now: float) -> Iterator[Finding]:
         same_name = _map_in(record, "same_name")
         hosts, at = same_name.get("hosts"), same_name.get("at")
         if isinstance(hosts, list) and len(hosts) == 2 and isinstance(at, int | float) and now - at < recent_s:
-            yield Finding(
-                FAIL,
+            yield found(
+                "node-name-conflict",
                 "agents",
                 f"two agents report {record.name}: one on {hosts[0]}, whose state is shown, and one on {hosts[1]}, "
                 "which was told to stop reporting",
@@ -112,24 +113,46 @@ def examine_names(config: Config, view: View, now: float) -> Iterator[Finding]:
             )
 
 
+def examine_leaving(view: View) -> Iterator[Finding]:
+    """Name nodes that are down although they have instances: they left, or their agents say that they are down."""
+    hosting = {}
+    for record in view.nodes.records():
+        if record.live and record.status == "down" and b"allocations" in record.rest:  # decodes only these few states
+            try:
+                allocations = record.state().get("allocations")
+            except CorruptItemError:
+                continue
+            if isinstance(allocations, dict) and allocations:
+                hosting[record.name] = len(allocations)
+    if hosting:
+        most = max(sorted(hosting), key=hosting.__getitem__)
+        yield found(
+            "leaving-with-instances",
+            "agents",
+            f"{count_text(len(hosting), 'node is', 'nodes are')} down or left with "
+            f"{count_text(sum(hosting.values()), 'instance')}, for example {most} with {hosting[most]:,}",
+            f"run 'nodestate evacuate {most}', or start its agent again",
+        )
+
+
 def examine_inventories(config: Config, view: View) -> Iterator[Finding]:
     """Examine whether nodes report a larger capacity than the setting ``inventory_ceilings`` allows."""
     ceilings = InventoryCeilings(config.inventory_ceilings)
     columns = view.columns
-    found: dict[str, str] = {}
+    excess: dict[str, str] = {}
     for resource in ceilings.classes:
         for node, capacity in zip(columns.names, columns.capacity.get(resource, ()), strict=False):
             if capacity > ceilings.of(node, resource):
-                found[node] = f"{int(capacity):,} of {resource}, {ceilings.of(node, resource):,} are allowed"
-    if found:
-        node = min(found)
-        of_all = f"{len(found):,} of {count_text(len(view.nodes), 'node')}"
+                excess[node] = f"{int(capacity):,} of {resource}, {ceilings.of(node, resource):,} are allowed"
+    if excess:
+        node = min(excess)
+        of_all = f"{len(excess):,} of {count_text(len(view.nodes), 'node')}"
         says = f"{of_all} report more than inventory_ceilings allows and get no instances, for example {node}: "
         advice = (
             "find out whether the agents of these nodes were changed; if a node really has as much, raise its ceiling "
             f"in inventory_ceilings, as in {node}/CLASS=N"
         )
-        yield Finding(FAIL, "agents", says + found[node], advice)
+        yield found("inventory-over-ceiling", "agents", says + excess[node], advice)
 
 
 def _refused_as_expired(record: NodeRecord, now: float) -> bool:

@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, span_text
 from nodestate.config import Config
 from nodestate.designs.connections import open_database
+from nodestate.findings.finding import Finding, found, well
 from nodestate.model import MAX_STATE_BYTES
 from nodestate.ports import Put, Store, Write, WriteStatus
 from nodestate.store import keys
 from nodestate.store.damage import DAMAGE
 from nodestate.store.memcached import ServerStats, open_server
-from nodestate.text import count_text
+from nodestate.text import count_text, span_text
 
 FULL_RATIO: Final = 0.9
 """Share of its memory above which a server is about to evict items, or to refuse writes."""
@@ -53,12 +53,12 @@ def examine_store(config: Config, url: str, address: str, changed_at: float = 0.
         f"item limit {stats.item_max_bytes / 1024:,.0f} KB, {stats.evictions:,} evictions"
     )
     started = [start_finding(about, stats.uptime_s, changed_at, time.time())] if stats.uptime_s < YOUNG_S else []
-    warnings = [Finding(level, about, *texts) for level, *texts in _store_warnings(stats)]
+    warnings = [found(code, about, *texts) for code, *texts in _store_warnings(stats)]
     return [
-        Finding(OK, about, says),
+        well(about, says),
         *started,
         *warnings,
-        *([Finding(FAIL, about, *FULL_TEXTS)] if not written else []),
+        *([found("store-not-writable", about, *FULL_TEXTS)] if not written else []),
     ]
 
 
@@ -76,9 +76,9 @@ def start_finding(about: str, uptime_s: float, changed_at: float, now: float) ->
     """
     says = f"it started {span_text(uptime_s)} ago with nothing in it"
     if not changed_at or changed_at > now - uptime_s - SKEW_S:
-        return Finding(OK, about, f"{says}, as in a new cell; if the cell is older, {REFILL}")
-    return Finding(
-        WARN,
+        return well(about, f"{says}, as in a new cell; if the cell is older, {REFILL}")
+    return found(
+        "store-restarted",
         about,
         f"{says}, and the cell is older: its control record was last changed {span_text(now - changed_at)} ago",
         f"{REFILL}; if the restart was not planned, look for its cause in memcached's log",
@@ -92,7 +92,7 @@ def examine_database(config: Config) -> list[Finding]:
         write_probe(database, config.cell)
     finally:
         database.close()
-    return [Finding(OK, f"store {database.name}", "accepts writes")]
+    return [well(f"store {database.name}", "accepts writes")]
 
 
 def examine_damage(cell: str) -> Iterator[Finding]:
@@ -106,7 +106,7 @@ def examine_damage(cell: str) -> Iterator[Finding]:
             "a faulty or hostile program writes into the store: limit who can reach it"
         )
         says = f"{count} damaged, and counted as missing, for example {key}: {reason}"
-        yield Finding(WARN, "stored values", says, advice)
+        yield found("stored-values-damaged", "stored values", says, advice)
 
 
 def write_probe(store: Store, cell: str) -> bool:
@@ -118,37 +118,41 @@ def write_probe(store: Store, cell: str) -> bool:
 
 def _store_warnings(stats: ServerStats) -> Iterator[tuple[str, str, str]]:
     if tuple(int(part) for part in stats.version.split(".")[:2] if part.isdigit()) < OLDEST_MEMCACHED:
-        yield FAIL, f"version {stats.version} has no meta commands", "use memcached 1.6 or newer"
+        yield "store-too-old", f"version {stats.version} has no meta commands", "use memcached 1.6 or newer"
     if stats.evictions:
         says = (
             f"{count_text(stats.evictions, 'item was', 'items were')} evicted: consumers write lost items again, but "
             "views are older until then"
         )
         yield (
-            WARN,
+            "store-evictions",
             says,
             "raise memcached's -m, also if much memory is unused: one slab class can be full while others are not",
         )
     full = stats.used_bytes / stats.limit_bytes
     if stats.no_evict and full > FULL_RATIO:
         yield (
-            FAIL,
+            "store-full-refuses",
             f"{full:.0%} full, and with -M it refuses writes when it is full",
             "raise -m, or start it without -M",
         )
     elif stats.no_evict:
-        yield WARN, "with -M it refuses writes when it is full, instead of evicting", "check that -m is ample"
+        yield (
+            "store-no-evict",
+            "with -M it refuses writes when it is full, instead of evicting",
+            "check that -m is ample",
+        )
     elif full > FULL_RATIO:
-        yield WARN, f"{full:.0%} full: it will evict items", "raise -m"
+        yield "store-full", f"{full:.0%} full: it will evict items", "raise -m"
     if stats.out_of_memory:
         writes = count_text(stats.out_of_memory, "write was", "writes were")
-        yield WARN, f"{writes} refused for lack of memory since its start", "raise -m"
+        yield "store-out-of-memory", f"{writes} refused for lack of memory since its start", "raise -m"
     if stats.item_max_bytes < MAX_STATE_BYTES:
         says = f"an item holds {stats.item_max_bytes:,} bytes, but the state of a node may have {MAX_STATE_BYTES:,}"
-        yield WARN, says, "raise memcached's -I to 1m or more, or keep states small"
+        yield "store-item-limit", says, "raise memcached's -I to 1m or more, or keep states small"
     if stats.rejected_connections:
         says = (
             f"{count_text(stats.rejected_connections, 'connection was', 'connections were')} refused "
             f"({stats.connections} of {stats.max_connections} are in use)"
         )
-        yield WARN, says, "raise memcached's -c"
+        yield "store-connections-refused", says, "raise memcached's -c"

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.config import Config
 from nodestate.designs.connections import open_claims
 from nodestate.errors import StoreError
+from nodestate.findings.finding import Finding, found, well
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import ClaimStore, SystemClock
 from nodestate.store import keys
@@ -44,7 +44,7 @@ def examine_values(config: Config, values: ValueAuth, nodes: Sequence[str]) -> l
                 wanted += [key_of(config.cell, name) for name in mine]
             _read(server, wanted)
     except StoreError as error:
-        return [Finding(WARN, ABOUT, f"claim records are not counted: {error}"), *_findings(values)]
+        return [found("claims-uncounted", ABOUT, f"claim records are not counted: {error}"), *_findings(values)]
     finally:
         for server in servers:
             server.close()
@@ -70,15 +70,15 @@ def _findings(values: ValueAuth) -> Iterator[Finding]:
             f"{again}. If some remain, another program writes into memcached, or a process signs with other keys or "
             "not at all: compare its auth_store and keys_file"
         )
-        yield Finding(FAIL, ABOUT, says, advice)
+        yield found("values-refused", ABOUT, says, advice)
     if counts.unsigned:
         says = f"{counts.unsigned:,} of {all_values} are unsigned, for example {counts.examples[UNSIGNED]}"
         advice = f"set auth_store and keys_file for all consumers and schedulers, and restart them: {again}"
-        yield Finding(WARN, ABOUT, says, advice)
+        yield found("values-unsigned", ABOUT, says, advice)
     if counts.lacking:
         says = f"{counts.lacking:,} of {all_values} lack the code of a secret, for example {counts.examples[LACKING]}"
         advice = f"{again}. Revoke no secret before this line is gone"
-        yield Finding(WARN, ABOUT, says, advice)
+        yield found("values-lack-code", ABOUT, says, advice)
     if not counts.refused and not counts.unsigned and not counts.lacking:
         says = f"all {all_values} are signed, with keys of {' and '.join(values.key_ids)}"
-        yield Finding(OK, ABOUT, says if counts.signed else "none is stored")
+        yield well(ABOUT, says if counts.signed else "none is stored")

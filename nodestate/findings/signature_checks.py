@@ -22,10 +22,10 @@ from nodestate.auth import AllocationTags, MessageAuth
 from nodestate.auth.message_auth import open_keyring
 from nodestate.auth.signatures import KEY_ID_CHARS
 from nodestate.broker import collect_census
-from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding
 from nodestate.config import Config
 from nodestate.designs.connections import open_claims
 from nodestate.errors import BadEventError, ConfigError, CorruptItemError, StoreError
+from nodestate.findings.finding import Finding, found, well
 from nodestate.model import Event, Heartbeat
 from nodestate.ports import Resync, SystemClock
 from nodestate.scheduling.order_ids import order_id_of
@@ -92,7 +92,7 @@ def examine_signatures(config: Config, view: View) -> list[Finding]:
             auth = MessageAuth("require", keyring, "event")
         except ConfigError as error:
             says = f"they are counted, but not checked: {error}"
-            findings.append(Finding(WARN, "signatures", says, "run doctor with the cell's keys"))
+            findings.append(found("event-signatures-unchecked", "signatures", says, "run doctor with the cell's keys"))
     answers = _Answers(auth)
     nodes = [one.name for one in view.nodes.records() if one.live]
     collect_census(config, Resync(), config.broker_timeout_s, awaited=nodes, on_event=answers.add)
@@ -116,13 +116,13 @@ def _event_findings(config: Config, answers: _Answers, nodes: list[str]) -> list
             "consumers refuse their events: write the keys of these nodes again with 'nodestate key node NODE'. If you "
             "revoked them, stop the agents; 'nodestate key rotate' comes before new keys of such a node"
         )
-        findings.append(Finding(FAIL, "signatures", says + more, advice))
+        findings.append(found("event-signatures-wrong", "signatures", says + more, advice))
     if answers.unsigned:
         shown = ", ".join(sorted(answers.unsigned)[:SHOWN_COUNT])
         says = f"{len(answers.unsigned):,} of {all_agents} do not sign their events, for example {shown}"
         advice = "give each its keys_file, written by 'nodestate key node NODE', and set its auth_events"
-        level = FAIL if config.auth_events == "require" else WARN
-        findings.append(Finding(level, "signatures", says + more, advice))
+        code = "events-unsigned-required" if config.auth_events == "require" else "events-unsigned"
+        findings.append(found(code, "signatures", says + more, advice))
     if not findings:
         used = Counter(answers.key_ids.values())
         keys = ", ".join(f"{key_id} ({count:,})" for key_id, count in used.most_common())
@@ -131,9 +131,9 @@ def _event_findings(config: Config, answers: _Answers, nodes: list[str]) -> list
         )
         if silent:
             advice = "check that their agents run: an agent that does not sign may be among them"
-            findings.append(Finding(WARN, "signatures", says + more, advice))
+            findings.append(found("agents-no-answer", "signatures", says + more, advice))
         else:
-            findings.append(Finding(OK, "signatures", says))
+            findings.append(well("signatures", says))
     return findings
 
 
@@ -146,17 +146,18 @@ def _order_findings(config: Config, answers: _Answers) -> list[Finding]:
             "give each scheduler its keys_file and auth_orders, then restart these agents: mode require would refuse "
             "the orders"
         )
-        level, advice = (OK, "") if config.auth_orders == "accept" else (WARN, advice)
-        findings.append(Finding(level, "orders", f"agents accepted {says}", advice))
+        says = f"agents accepted {says}"
+        is_expected = config.auth_orders == "accept"
+        findings.append(well("orders", says) if is_expected else found("orders-unsigned", "orders", says, advice))
     if answers.refused_orders:
         says = f"{_counts_text(answers.refused_orders)} because of their signatures since they started"
         advice = (
             "give each scheduler the keys_file of the cell and auth_orders. If all have them, another program sends "
             "orders: find it by the connections and bindings that the broker shows, and take its login away"
         )
-        findings.append(Finding(WARN, "orders", f"agents refused {says}", advice))
+        findings.append(found("orders-refused-signature", "orders", f"agents refused {says}", advice))
     if not findings:
-        findings.append(Finding(OK, "orders", "no agent that answered got an order without a valid signature"))
+        findings.append(well("orders", "no agent that answered got an order without a valid signature"))
     return findings
 
 
@@ -191,7 +192,7 @@ def examine_refused_answers(config: Config) -> list[Finding]:
         "give the agent of that node its keys_file and auth_orders. If it has them, another program answers for it: "
         "find it by the connections that the broker shows, and take its login away"
     )
-    return [Finding(WARN, "answers", says, advice)]
+    return [found("answers-refused", "answers", says, advice)]
 
 
 def examine_tags(config: Config, view: View) -> list[Finding]:
@@ -201,7 +202,7 @@ def examine_tags(config: Config, view: View) -> list[Finding]:
     try:
         tags = AllocationTags("require", open_keyring(config, "auth_orders", "require"))
     except ConfigError as error:
-        return [Finding(WARN, "tags", f"they are not checked: {error}", "run doctor with the cell's keys")]
+        return [found("tags-unchecked", "tags", f"they are not checked: {error}", "run doctor with the cell's keys")]
     untagged: dict[str, int] = {}
     by_ids: Counter[tuple[str, ...]] = Counter()
     for record in view.nodes.records():
@@ -234,17 +235,18 @@ def _tag_findings(
             "if these instances are on these nodes, run 'nodestate retag --adopt', which says if one needs the "
             "name of its node; mode require believes none of them"
         )
-        level = {"require": FAIL, "warn": WARN}.get(config.auth_orders, OK)  # until then, no scheduler needs them
-        findings.append(Finding(level, "tags", says, advice if level != OK else ""))
+        code = {"require": "tags-missing-required", "warn": "tags-missing"}.get(config.auth_orders)
+        # Before these modes, no scheduler needs tags.
+        findings.append(found(code, "tags", says, advice) if code is not None else well("tags", says))
     for key_id in in_force:
         lacking = sum(count for ids, count in by_ids.items() if ids and key_id not in ids)
         if lacking:
             says = f"{lacking:,} of {of_all} have no tag of secret {key_id}, only of {_others(in_force, key_id)}"
             advice = "run 'nodestate retag' before you revoke that secret"
-            findings.append(Finding(WARN, "tags", says, advice))
+            findings.append(found("tags-old-secret", "tags", says, advice))
     if not findings:
         says = f"all {of_all} have valid tags, of {', '.join(in_force)}" if by_ids else "no allocation names an order"
-        findings.append(Finding(OK, "tags", says))
+        findings.append(well("tags", says))
     return findings
 
 

@@ -6,15 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from nodestate.cli.doctor.findings import FAIL, OK, WARN, Finding, range_text, span_text
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
 from nodestate.designs.control import Control, author_text
 from nodestate.designs.control_store import Copy, newest
 from nodestate.designs.inspection import NOTHING_STORED, DesignStatus, HeadStatus, out_of_sync
 from nodestate.designs.stored_design import StoredDesign
+from nodestate.findings.finding import Finding, found, well
 from nodestate.store import keys
-from nodestate.text import count_text
+from nodestate.text import count_text, range_text, span_text
 
 
 def examine_copies(cell: str, copies: Sequence[Copy]) -> Iterator[Finding]:
@@ -28,7 +28,7 @@ def examine_copies(cell: str, copies: Sequence[Copy]) -> Iterator[Finding]:
                 f"sign', or with --force the refused one; if no operator wrote it, delete the key {keys.control(cell)} "
                 "there first, and find the program that did"
             )
-            yield Finding(FAIL, f"store {copy.store.name}", says, advice)
+            yield found("control-record-refused", f"store {copy.store.name}", says, advice)
         elif copy.may_be_right:
             says = f"this process does not follow its copy of the control record: {copy.invalid}"
             advice = (
@@ -36,14 +36,14 @@ def examine_copies(cell: str, copies: Sequence[Copy]) -> Iterator[Finding]:
                 f"{keys.control(cell)} there: consumers write the record that they know again; or repeat the last "
                 "command 'nodestate design' with --force"
             )
-            yield Finding(FAIL, f"store {copy.store.name}", says, advice)
+            yield found("control-record-not-followed", f"store {copy.store.name}", says, advice)
         elif copy.invalid:
             says = f"its copy of the control record counts as missing: {copy.invalid}"
             advice = (
                 "consumers that know the record replace the copy within seconds. If none does, delete the key "
                 f"{keys.control(cell)} there"
             )
-            yield Finding(FAIL, f"store {copy.store.name}", says, advice)
+            yield found("control-record-damaged", f"store {copy.store.name}", says, advice)
 
 
 def examine_record(config: Config, copies: Sequence[Copy]) -> Iterator[Finding]:
@@ -52,13 +52,18 @@ def examine_record(config: Config, copies: Sequence[Copy]) -> Iterator[Finding]:
     if control is None:
         if config.auth_control == "require":
             says = "no store has a signed record, so consumers that start wait for one"
-            yield Finding(FAIL, "control record", says, "make or sign it by 'nodestate design sign'")
+            yield found("control-record-missing", "control record", says, "make or sign it by 'nodestate design sign'")
         return
     says = f"version {control.version}, {author_text(control)}"
     if control.signature or config.auth_control == "off":
-        yield Finding(OK, "control record", says)
+        yield well("control record", says)
     else:
-        yield Finding(WARN, "control record", f"{says}: mode require would refuse it", "nodestate design sign")
+        yield found(
+            "control-record-unsigned",
+            "control record",
+            f"{says}: mode require would refuse it",
+            "nodestate design sign",
+        )
     for copy in copies:
         if copy.control is not None and copy.control.version < control.version:
             says = f"has version {copy.control.version} of the control record, and another store has {control.version}"
@@ -66,7 +71,7 @@ def examine_record(config: Config, copies: Sequence[Copy]) -> Iterator[Finding]:
                 "run this command again in some seconds: consumers replace older copies. If the version stays, a "
                 "program puts an old record back, or no consumer can write there"
             )
-            yield Finding(WARN, f"store {copy.store.name}", says, advice)
+            yield found("control-record-old-copy", f"store {copy.store.name}", says, advice)
 
 
 def examine_replicas(first: DesignStatus, other: DesignStatus) -> Iterator[Finding]:
@@ -79,7 +84,7 @@ def examine_replicas(first: DesignStatus, other: DesignStatus) -> Iterator[Findi
         return
     partitions = count_text(len(first.heads), "partition")
     if not lacking:
-        yield Finding(OK, "replicas", f"{first.name} and {other.name} are in sync in {len(known)} of {partitions}")
+        yield well("replicas", f"{first.name} and {other.name} are in sync in {len(known)} of {partitions}")
         return
     number, why = next(iter(lacking.items()))
     says = f"{len(lacking)} of {partitions} of {first.name} have one replica in sync, for example {number}: {why}"
@@ -94,7 +99,7 @@ def examine_replicas(first: DesignStatus, other: DesignStatus) -> Iterator[Findi
             "consumers fill the replica within seconds: stop no server before this line is gone. If it stays, look in "
             "the log of 'nodestate consume'"
         )
-    yield Finding(WARN, "replicas", says, advice)
+    yield found("replica-out-of-sync", "replicas", says, advice)
 
 
 def _is_head(head: HeadStatus | str) -> bool:
@@ -106,8 +111,8 @@ def examine_single_replica(config: Config, control: Control) -> Iterator[Finding
     read = control.reads
     other = StoredDesign(DESIGNS[read.design].partner, read.partitions)
     if config.replicas_count > 1 and other.design and other not in control.writes:
-        yield Finding(
-            WARN,
+        yield found(
+            "replica-missing",
             "replicas",
             f"each partition of {control.names[read]} is on one of {len(config.store_servers)} servers only: while "
             "that server is away, its nodes are stale",
@@ -128,7 +133,9 @@ def examine_design(config: Config, status: DesignStatus, partner: DesignStatus |
         of_all = f"{len(absent)} of {count_text(len(status.heads), 'partition')}"
         says = f"{of_all} without a head, for example {number}: {why}"
         begin = "start 'nodestate consume', with the same --cell and --store"
-        yield Finding(FAIL, about, says, begin if why == NOTHING_STORED else "see the lines about the store")
+        yield found(
+            "partition-no-head", about, says, begin if why == NOTHING_STORED else "see the lines about the store"
+        )
     if heads:
         yield from _examine_owners(config, about, heads)
     view = status.view
@@ -137,14 +144,17 @@ def examine_design(config: Config, status: DesignStatus, partner: DesignStatus |
         number, why = next(iter(lost.items()))
         partitions = count_text(len(lost), "partition has", "partitions have")
         says = f"{partitions} lost a part of the stored state, for example {number}: {why}"
-        yield Finding(
-            WARN, about, says, "their owners were asked to write it again; run this command again in some seconds"
+        yield found(
+            "partition-state-lost",
+            about,
+            says,
+            "their owners were asked to write it again; run this command again in some seconds",
         )
     if incomplete := sorted(name for name in view.incomplete if " " not in name):
         nodes = count_text(len(incomplete), "node has", "nodes have")
         says = f"{nodes} a newer state than the stored one, for example {', '.join(incomplete[:3])}"
-        yield Finding(
-            WARN,
+        yield found(
+            "nodes-incomplete",
             about,
             says,
             "their agents were asked for a report; check that they run, or ask again with 'nodestate resync --node "
@@ -170,15 +180,17 @@ def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) ->
             f"{heads[oldest].member} renewed partition {oldest} {heads[oldest].age_s:.0f} s ago, "
             f"but an owner does so every {config.renew_s:g} s"
         )
-        yield Finding(FAIL, about, says, "start 'nodestate consume', or look in its log for errors of the store")
+        yield found(
+            "partition-no-owner", about, says, "start 'nodestate consume', or look in its log for errors of the store"
+        )
     else:
-        yield Finding(OK, about, says)
+        yield well(about, says)
     if heads[behind].behind_s > late_s:
         since = (
             f"for {span_text(heads[behind].behind_s)}" if math.isfinite(heads[behind].behind_s) else "since it started"
         )
         says = f"the owner of partition {behind} has not been caught up with its queue {since}"
-        yield Finding(WARN, about, says, "if this persists, start more members of 'nodestate consume'")
+        yield found("partition-behind", about, says, "if this persists, start more members of 'nodestate consume'")
     if refused := {number: head.refused for number, head in heads.items() if head.refused}:
         says = (
             f"{count_text(sum(refused.values()), 'refused message waits', 'refused messages wait')}, for example in "
@@ -189,11 +201,11 @@ def _examine_owners(config: Config, about: str, heads: dict[int, HeadStatus]) ->
             f"if this persists, the queue nodestate.{config.cell}.dead is full: read its messages, then purge it, or "
             "raise the limit of its policy"
         )
-        yield Finding(WARN, about, says, advice)
+        yield found("dead-queue-full", about, says, advice)
     if doubtful := [number for number, head in heads.items() if not head.complete]:
         says = f"{count_text(len(doubtful), 'partition')} may not know all nodes yet, for example {doubtful[:4]}"
         advice = (
             f"their owners began without the whole stored state, and wait for reports, at most {config.settle_s:g} s; "
             "no action is needed"
         )
-        yield Finding(WARN, about, says, advice)
+        yield found("partition-incomplete", about, says, advice)
