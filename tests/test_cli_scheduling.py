@@ -403,6 +403,11 @@ class TestMigrations:
         assert "forget-2 gave a sign of life" in error
         assert "no view has the node nowhere" in site.run("node", "forget", "nowhere", code=1).stderr
 
+    def test_a_node_that_is_forgotten_by_force_is_in_no_view(self, site: ThreadedCell) -> None:
+        site.boot("forgotten", "forget", 1, force_nodes=["forget-3"])
+        assert site.ask("node", "forget", "forget-3", "--force") == {"node": "forget-3", "allocations": 1}
+        assert "forget-3" not in json.loads(site.run("view", "--max-age", "60", "--json").stdout)["nodes"]
+
     def test_a_cordon_without_an_agent_fails_and_names_the_remedy(self, site: ThreadedCell) -> None:
         failed = site.run("node", "cordon", "nowhere", code=1)
         assert "nowhere: no-agent: no agent listens for this node" in failed.stdout

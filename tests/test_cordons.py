@@ -198,6 +198,7 @@ def test_no_reading_of_a_source_removes_a_cordon(tmp_path: Path) -> None:
         (StatePatch("n1", {"namespaces": {"a": {"b": 2}}}), {"a": {"b": 2}}),
         (StatePatch("n1", {"status": None, "namespaces": {"a": None}}), {}),
         (StatePatch("n1", {"status": "up", "namespaces": None}), {}),
+        (FullState("n1", {**NODE, "status": None}), {}),
         (FullState("n1", NODE), {}),
     ):
         source.readings = [reading]
@@ -210,6 +211,19 @@ def test_no_reading_of_a_source_removes_a_cordon(tmp_path: Path) -> None:
     bench.give(bench.uncordon())
     assert bench.state()["status"] == "up"
     assert bench.agent.stats.bad == 0
+
+
+@pytest.mark.parametrize(("reported", "source"), [(None, "up"), ("maintenance", "maintenance"), ("down", "down")])
+def test_a_state_without_the_cordon_is_the_one_that_the_source_gave(
+    bench: CordonBench, tmp_path: Path, reported: str | None, source: str
+) -> None:
+    """An agent that gives its node up to another one keeps the state of its source, and takes the node back with it."""
+    bench.give(bench.cordon())
+    cordons = Cordons(tmp_path, bench.source.name)
+    added = cordons.added_to("n1", {**NAMED, "status": source if reported is None else "up"})
+    if reported is not None:
+        added = {**added, "status": reported}  # a patch of the source came meanwhile
+    assert cordons.removed_from("n1", added) == {**NAMED, "status": source}
 
 
 def test_an_agent_without_files_refuses_to_cordon_and_says_why() -> None:

@@ -143,7 +143,7 @@ class Cordons:
         cordon = self._cordons.get(node)
         if cordon is None:
             return state
-        status = self._statuses[node] = state.get("status", "up")
+        status = self._statuses[node] = state.get("status") or "up"
         return {**state, "status": _worse(status), "namespaces": _with_cordon(state.get("namespaces"), cordon)}
 
     def added_to_patch(self, node: str, patch: Mapping[str, Any]) -> Mapping[str, Any]:

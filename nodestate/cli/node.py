@@ -75,8 +75,8 @@ def _print_details(run: Run, details: NodeDetails) -> None:
     closed = "" if details.is_open else "; it gets no instances"
     run.out.print(f"{details.node}: {details.status}{zone}, {seen}{closed}", markup=False, soft_wrap=True)
     if details.cordon is not None:
-        at = datetime.fromtimestamp(float(details.cordon.get("at", 0.0))).astimezone().isoformat(timespec="seconds")
         why = f": {details.cordon['why']}" if details.cordon.get("why") else ""
+        at = _time_text(details.cordon.get("at"))
         run.out.print(f"cordoned by {details.cordon.get('by')} at {at}{why}", markup=False, soft_wrap=True)
     if details.clock_ahead_s:
         run.out.print(f"its clock is ahead of this machine's by at least {details.clock_ahead_s:.1f} s")
@@ -98,6 +98,14 @@ def _print_details(run: Run, details: NodeDetails) -> None:
         hints = msgspec.json.encode(content["hints"]).decode() if content.get("hints") else ""
         table.add_row(*map(Text, (instance, kind, amounts, content.get("group") or "", hints)))
     run.out.print(table)
+
+
+def _time_text(seconds: object) -> str:
+    """Return a time in seconds since 1970 for people. A node may report anything in its place."""
+    try:
+        return datetime.fromtimestamp(float(str(seconds))).astimezone().isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return "an unknown time"
 
 
 _nodes_argument = click.argument("nodes", metavar="NODE…", type=NODE, nargs=-1, required=True)

@@ -192,6 +192,13 @@ def test_a_node_that_is_gone_has_no_capacity() -> None:
     assert capacity_of(selector.fleet).whole.nodes == 1
 
 
+def test_an_empty_fleet_has_no_capacity() -> None:
+    selector = selector_of()
+    assert capacity_of(selector.fleet).whole.nodes == 0
+    fit = fit_of(selector, asked(1, group={"name": "web", "policy": "soft-anti-affinity"}, spread={"by": "zone"}))
+    assert (fit.fits, fit.nodes, fit.reason) == (0, 0, "no node is known")
+
+
 # -- what if ----------------------------------------------------------------------------------------
 
 
