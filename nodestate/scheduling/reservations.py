@@ -215,7 +215,7 @@ class Reservations:
                 lost during this call: the claims of all members have been dropped then.
             StaleViewError: If no view is fresh enough.
             StoreUnavailableError: If a claim server does not answer, so that it is unknown whether all members are
-                held.
+                held, and until when. Their claims are not dropped, so the call may be repeated.
         """
         check_hold(hold_s)
         placings = self._claims.find(reservation, owner)
