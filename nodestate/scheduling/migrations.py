@@ -27,7 +27,7 @@ from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders import NO_ANSWER, Boot, Booted, BootOutcome, Failed, Termination, all_members_built
 from nodestate.scheduling.request import Request, check_class, request_of
 from nodestate.scheduling.selection import Explanation
-from nodestate.scheduling.session import Session
+from nodestate.scheduling.session import Operation, Session
 
 FINAL_REFUSALS: Final = frozenset({NO_ANSWER, "no-agent", "not-here"})
 """Reasons of a node's refusal after which a resize is not tried on another node.
@@ -78,6 +78,10 @@ class Migrations:
                 ``Scheduler.step`` go on with it. If it succeeds then, the instance is on both nodes until ``step`` of
                 any scheduler sees both and ends the older one.
         """
+        return self._session.complete(self.migration(instance, to=to, timeout_s=timeout_s))
+
+    def migration(self, instance: str, *, to: str = "", timeout_s: float = 60.0) -> Operation[BootOutcome]:
+        """Migrate an instance as ``migrate`` does, as an operation that other work of the scheduler can interleave."""
         resident = self.find(instance)
         if to == self._session.fleet.names[resident.row]:
             raise BadRequestError("to", f"{instance} is on {to} already")
@@ -85,7 +89,7 @@ class Migrations:
         boot.avoid(resident.row)
         if to:
             boot.pin_to(self._row("to", to))
-        [outcome] = self._session.run_boots([boot], timeout_s)
+        [outcome] = yield from self._session.boot([boot], timeout_s)
         self._end_originals([resident], [outcome])
         return outcome
 
@@ -109,16 +113,22 @@ class Migrations:
             StaleViewError: If no view is fresh enough. Nothing was changed.
             TimeoutError: If there is no outcome in time. Later steps go on with the resize.
         """
+        return self._session.complete(self.resizing(instance, resources, timeout_s=timeout_s))
+
+    def resizing(
+        self, instance: str, resources: Mapping[str, int], *, timeout_s: float = 60.0
+    ) -> Operation[BootOutcome]:
+        """Resize an instance as ``resize`` does, as an operation that other work of the scheduler can interleave."""
         resident = self.find(instance)
         request = self._resized(resident, resources)
         boot = self.boot_of(resident, request)
         boot.pin_to(resident.row)
-        [outcome] = self._session.run_boots([boot], timeout_s)
+        [outcome] = yield from self._session.boot([boot], timeout_s)
         if isinstance(outcome, Booted) or any(refusal.reason in FINAL_REFUSALS for refusal in outcome.refusals):
             return outcome
         boot = self.boot_of(resident, request)
         boot.avoid(resident.row)
-        [outcome] = self._session.run_boots([boot], timeout_s)
+        [outcome] = yield from self._session.boot([boot], timeout_s)
         self._end_originals([resident], [outcome])
         return outcome
 
@@ -145,6 +155,12 @@ class Migrations:
             TimeoutError: If some outcomes are missing after the time. Later steps go on with the migrations, but do not
                 end the instances on this node. The reconciler ends them.
         """
+        return self._session.complete(self.evacuation(node, timeout_s=timeout_s, only=only))
+
+    def evacuation(
+        self, node: str, *, timeout_s: float = 120.0, only: Collection[str] | None = None
+    ) -> Operation[list[BootOutcome]]:
+        """Evacuate a node as ``evacuate`` does, as an operation that other work of the scheduler can interleave."""
         row = self._row("node", node)
         fleet = self._session.fleet
         self._session.refresher.refresh_unresponsive_nodes()
@@ -178,7 +194,7 @@ class Migrations:
         for boot in boots:
             boot.avoid(row)
         join_groups((boot.placing for boot in boots), "affinity")
-        outcomes = self._session.run_boots(boots, timeout_s)
+        outcomes = yield from self._session.boot(boots, timeout_s)
         self._end_originals(residents, outcomes)
         self._session.orders.terminations.terminate_duplicates((node, outcome.instance) for outcome in elsewhere)
         return [*outcomes, *elsewhere, *failed]

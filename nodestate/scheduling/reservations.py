@@ -37,7 +37,7 @@ from nodestate.scheduling.order_ids import lifetime_id_of, new_order_id, order_i
 from nodestate.scheduling.orders import Boot, Booted, BootOutcome, Failed
 from nodestate.scheduling.request import GroupRequest, Request, check_hold
 from nodestate.scheduling.reservation_claims import Reservation, ReservationClaims
-from nodestate.scheduling.session import Session
+from nodestate.scheduling.session import Operation, Session, Wait
 
 PAUSE_S: Final = (0.005, 0.05)
 """The shortest and the longest pause in seconds between two tries to claim nodes for a reservation."""
@@ -99,6 +99,12 @@ class Reservations:
         Raises ``BadRequestError`` if a member names a weigher that is not installed, and ``StaleViewError`` if no view
         is fresh enough. Claims that were written before a ``StaleViewError`` expire by themselves.
         """
+        return self._session.complete(self.reservation(wanted, owner=owner, timeout_s=timeout_s))
+
+    def reservation(
+        self, wanted: GroupRequest, *, owner: str = "", timeout_s: float = 15.0
+    ) -> Operation[Reservation | NotReserved]:
+        """Reserve nodes as ``reserve`` does, as an operation that other work of the scheduler can interleave."""
         session = self._session
         for number, member in enumerate(wanted.members):
             try:
@@ -140,7 +146,7 @@ class Reservations:
             for placing in placings:
                 placing.restart()
             session.clock.sleep(session.random.uniform(*PAUSE_S))
-            session.step()
+            yield Wait(lambda: True, 0.0)
             session.refresh(wanted.max_age)
 
     def _may_succeed_later(self, reservation: str) -> bool:
@@ -186,10 +192,11 @@ class Reservations:
         amount that any usable node has.
         """
         amounts, usable = self._session.fleet.amounts, self._session.fleet.usable
-        return max(
+        shares = (
             amount / max(1, int(amounts[name][0][usable].max(initial=0))) if name in amounts else 1.0
             for name, amount in request.resources.items()
         )
+        return max(shares, default=0.0)
 
     # -- reservations that are held
 
@@ -263,6 +270,12 @@ class Reservations:
             TimeoutError: If agents, or views that show the members, take too long. Some or all members may be built.
                 Call ``confirm`` again, or leave the decision to the reconciler, as after the death of a scheduler.
         """
+        return self._session.complete(self.confirmation(reservation, owner=owner, timeout_s=timeout_s))
+
+    def confirmation(
+        self, reservation: str, *, owner: str = "", timeout_s: float = 60.0
+    ) -> Operation[Confirmed | NotConfirmed]:
+        """Build all members as ``confirm`` does, as an operation that other work of the scheduler can interleave."""
         session = self._session
         deadline = session.clock.monotonic() + timeout_s
         placings = self._claims.find(reservation, owner)
@@ -273,7 +286,9 @@ class Reservations:
             raise NotFoundError("reservation", f"{reservation} is no longer whole: claims of it were lost meanwhile")
         mark = {"reservation": reservation, "members": len(placings), "placed": False}
         boots = [_member_boot(placing, mark, hints) for placing, hints in zip(placings, earlier, strict=True)]
-        outcomes = [self._adopt_other_confirm(one, reservation) for one in session.run_boots(boots, timeout_s)]
+        outcomes = yield from session.boot(boots, timeout_s)
+        for number, own in enumerate(outcomes):
+            outcomes[number] = yield from self._adopt_other_confirm(own, reservation)
         failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
         booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
         if not failed:
@@ -284,7 +299,7 @@ class Reservations:
             self._drop_claims(built)
             return NotConfirmed(reservation, tuple(failed))
         # From here on, each member may be terminated by itself. If agents do not answer, the reconciler tells them.
-        self._announce_placement(boots, {**mark, "placed": True})
+        yield from self._announce_placement(boots, {**mark, "placed": True})
         self._drop_claims(built)
         return Confirmed(reservation, tuple(booted))
 
@@ -339,7 +354,7 @@ class Reservations:
             raise NotFoundError("instance", f"{placing.instance} of {placing.reservation} is on {node} already")
         return earlier
 
-    def _adopt_other_confirm(self, outcome: BootOutcome, reservation: str) -> BootOutcome:
+    def _adopt_other_confirm(self, outcome: BootOutcome, reservation: str) -> Operation[BootOutcome]:
         """Turn the failure of a member into success if another ``confirm`` built the member on the same node.
 
         The node has then refused the member because it is there already. Waits up to ``CATCH_UP_S`` seconds for a view
@@ -357,7 +372,7 @@ class Reservations:
             return fleet.reports.hints(row, outcome.instance).get("reservation") == reservation
 
         with suppress(TimeoutError):
-            session.run(is_shown, CATCH_UP_S)
+            yield Wait(is_shown, CATCH_UP_S)
             return Booted(outcome.instance, fleet.names[row], fleet.version[row], outcome.refusals[:-1])
         return outcome
 
@@ -386,7 +401,7 @@ class Reservations:
             if not session.fleet.instances.reporting_node(outcome.instance)
         ]
 
-    def _announce_placement(self, boots: list[Boot], hints: Mapping[str, object]) -> None:
+    def _announce_placement(self, boots: list[Boot], hints: Mapping[str, object]) -> Operation[None]:
         """Send the agents the hints which say that all members are built.
 
         The update is sent again to agents that have not answered, up to ``MAX_ANNOUNCEMENTS_COUNT`` times in all. After
@@ -401,7 +416,7 @@ class Reservations:
         for _ in range(MAX_ANNOUNCEMENTS_COUNT):
             order_by_update = {updates.update_hints(order, hints): order for order in orders}
             with suppress(TimeoutError):
-                session.run(partial(updates.acknowledged, order_by_update), session.config.answer_timeout_s)
+                yield Wait(partial(updates.acknowledged, order_by_update), session.config.answer_timeout_s)
             orders = [order for update, order in order_by_update.items() if not updates.acknowledged([update])]
             updates.abandon(order_by_update)
             if not orders:

@@ -41,7 +41,7 @@ from nodestate.scheduling.selection import (
     Selector,
     installed,
 )
-from nodestate.scheduling.session import Session
+from nodestate.scheduling.session import Operation, Session
 from nodestate.scheduling.tag_renewal import TagRenewals
 from nodestate.scheduling.terminations import Terminations
 from nodestate.scheduling.updates import Updates
@@ -239,6 +239,14 @@ class Scheduler:
         """
         self.selector.check(request)
         return self.session.run_boots([Boot(placing) for placing in self._placings(request)], timeout_s)
+
+    def booting(self, requests: Iterable[Request], timeout_s: float = 60.0) -> Operation[list[BootOutcome]]:
+        """Boot the instances of several requests as ``boot`` does, as an operation that other work can interleave."""
+        requests = list(requests)
+        for request in requests:
+            self.selector.check(request)
+        boots = [Boot(placing) for request in requests for placing in self._placings(request)]
+        return (yield from self.session.boot(boots, timeout_s))
 
     def _placings(self, request: Request) -> list[Placing]:
         """Return a placing for each instance of a request."""

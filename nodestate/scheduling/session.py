@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 from nodestate.config import Config
 from nodestate.errors import BrokerUnavailableError, ConfigError, StaleViewError, StoreError
@@ -32,6 +32,27 @@ from nodestate.view.view import View
 
 MAX_WAIT_S: Final = 0.25
 """Maximum time in seconds for which one step of ``run`` waits for answers, or a step waits for a lost broker."""
+
+T = TypeVar("T")
+
+
+class Wait(NamedTuple):
+    """The wait of an operation; other work of the scheduler goes on meanwhile."""
+
+    until: Callable[[], bool]
+    """Returns True if the operation can go on. It is called after each step."""
+    timeout_s: float
+    """Seconds after which ``TimeoutError`` is raised in the operation."""
+    boots: Sequence[Boot] = ()
+    """The boots whose outcomes the operation waits for."""
+
+
+Operation = Generator[Wait, None, T]
+"""An operation that takes several steps. It yields whenever it has to wait, and returns its result.
+
+``Session.complete`` runs one operation and waits for its result. A program with one scheduler for many users runs
+several operations at the same time, as ``nodestate serve`` does.
+"""
 
 
 class Session:
@@ -151,15 +172,34 @@ class Session:
             if self.clock.monotonic() >= deadline:
                 raise TimeoutError(f"not done within {timeout_s:g} s") from self._stale_error
 
-    def run_boots(self, boots: Sequence[Boot], timeout_s: float) -> list[BootOutcome]:
-        """Begin boots, repeat ``step`` until each boot has its outcome, and return the outcomes.
+    def complete(self, operation: Operation[T]) -> T:
+        """Repeat ``step`` until an operation ends, and return its result. Raises the errors of the operation."""
+        try:
+            wait = next(operation)
+            while True:
+                try:
+                    self.run(wait.until, wait.timeout_s)
+                except TimeoutError as error:
+                    wait = operation.throw(error)
+                else:
+                    wait = next(operation)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def boot(self, boots: Sequence[Boot], timeout_s: float) -> Operation[list[BootOutcome]]:
+        """Begin boots, and return their outcomes once each boot has one.
 
         Raises ``TimeoutError`` after ``timeout_s`` seconds; later steps go on with the boots. Raises ``ConfigError`` if
         the scheduler has no courier.
         """
         self.orders.boots.add(boots)
-        self.run(lambda: all(boot.outcome is not None for boot in boots), timeout_s)
+        yield Wait(lambda: all(boot.outcome is not None for boot in boots), timeout_s, boots)
         return outcomes_of(boots)
+
+    def run_boots(self, boots: Sequence[Boot], timeout_s: float) -> list[BootOutcome]:
+        """Run ``boot``, and return the outcomes."""
+        return self.complete(self.boot(boots, timeout_s))
 
     # -- claims that became allocations
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from nodestate.errors import NotFoundError, StaleViewError
 from nodestate.scheduling.order_ids import lifetime_id_of, order_id_of
 from nodestate.scheduling.orders import Termination
-from nodestate.scheduling.session import Session
+from nodestate.scheduling.session import Operation, Session, Wait
 
 
 class Terminations:
@@ -57,6 +57,10 @@ class Terminations:
                 again. Or if a node that left has one of the instances, as soon as no other node has it: the message
                 tells how to forget that node.
         """
+        return self._session.complete(self.termination(instances, timeout_s))
+
+    def termination(self, instances: Iterable[str], timeout_s: float = 60.0) -> Operation[dict[str, list[str]]]:
+        """End instances as ``terminate_everywhere`` does, as an operation that other work can interleave."""
         session, fleet = self._session, self._session.fleet
         session.refresh()
         nodes = {
@@ -69,7 +73,7 @@ class Terminations:
         left = [one for one in terminations if session.orders.terminations.is_on_node_that_left(one)]
         terminations = [one for one in terminations if one not in left]
         try:
-            session.run(lambda: self._is_none_shown(terminations), timeout_s)
+            yield Wait(lambda: self._is_none_shown(terminations), timeout_s)
         except TimeoutError as error:
             still_shown = [
                 f"{one.instance} on {one.node}"

@@ -39,6 +39,8 @@ class ApiCall(Generic[P]):
     """Monotonic time at which the request arrived."""
     holder: TokenHolder | None
     """The holder of the request's token; None if the service has no tokens or the route is open."""
+    path: str
+    """Path of the request."""
     is_tls: bool
     """True if the request came by TLS."""
     abort: Callable[[], None]
@@ -69,6 +71,10 @@ class ApiRoute:
     """HTTP status of a response that is no problem."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Headers of the response, with their descriptions."""
+    decides: bool = False
+    """True if the answer rests on a view of the scheduler: a view over the bound is refused with 503. Such a POST takes
+    the header ``Idempotency-Key``.
+    """
     not_modified: bool = False
     """True if the response has an ETag, and a request with ``If-None-Match`` may be answered by 304."""
     events: Mapping[str, type[msgspec.Struct]] = field(default_factory=dict)

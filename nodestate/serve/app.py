@@ -18,7 +18,17 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nodestate.errors import NodestateError
-from nodestate.serve import cell_routes, event_routes, metrics_routes, node_routes, session_routes, view_routes
+from nodestate.serve import (
+    cell_routes,
+    decision_routes,
+    event_routes,
+    metrics_routes,
+    node_routes,
+    operation_routes,
+    reservation_routes,
+    session_routes,
+    view_routes,
+)
 from nodestate.serve.access import Access
 from nodestate.serve.api_route import ApiCall, ApiRoute
 from nodestate.serve.encoding import JSON, encode, preferred_media_type
@@ -38,6 +48,9 @@ ROUTES: Final[tuple[ApiRoute, ...]] = (
     *event_routes.ROUTES,
     *cell_routes.ROUTES,
     *metrics_routes.ROUTES,
+    *decision_routes.ROUTES,
+    *operation_routes.ROUTES,
+    *reservation_routes.ROUTES,
     *session_routes.ROUTES,
 )
 """All routes but that of the OpenAPI document, which describes them."""
@@ -125,6 +138,7 @@ async def _call_of(service: Service, access: Access, limits: Limits, route: ApiR
         preferred_media_type(request.headers.get("accept", "")),
         arrived_at,
         holder,
+        request.url.path,
         is_tls=request.url.scheme == "https",
         abort=request.scope.get(ABORT, lambda: None),
     )

@@ -91,14 +91,18 @@ def _design_document(view: View) -> DesignDocument:
 
 
 async def get_live(call: ApiCall[msgspec.Struct]) -> ApiResponse:
-    """Answer 200 while the event loop and the thread of views run; an outage of a store does not change that."""
+    """Answer 200 while the event loop and the service's threads run; an outage of a store does not change that."""
     if not call.service.feeds.main.is_alive:
         raise problem("overloaded", "the thread that reads views has ended: restart the service")
+    if not call.service.scheduling.thread.is_alive:
+        raise problem("overloaded", "the thread of the scheduler has ended: restart the service")
     return ApiResponse(LiveDocument("pass"))
 
 
 async def get_ready(call: ApiCall[msgspec.Struct]) -> ApiResponse:
     """Answer 200 once a view of at least one partition was read."""
+    if not call.service.scheduling.thread.is_alive:
+        raise problem("overloaded", "the thread of the scheduler has ended: restart the service")
     view = call.service.feeds.main.last().view
     if all(partition.table is None for partition in view.partitions):
         raise StaleViewError(view.age, 0.0, [p.partition for p in view.partitions], cause=view.partitions[0].lost)

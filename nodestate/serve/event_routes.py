@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from nodestate.serve.api_route import ApiCall, ApiRoute
+from nodestate.serve.decisions import DecisionEvent
 from nodestate.serve.event_hub import TOPICS, ResetEvent, StreamClient, StreamEvent
 from nodestate.serve.fleet_events import PartitionsEvent
 from nodestate.serve.node_board import NodesEvent
@@ -165,6 +166,6 @@ ROUTES = (
         None,
         EventsParameters,
         media_types=("text/event-stream",),
-        events={"reset": ResetEvent, "nodes": NodesEvent, "partitions": PartitionsEvent},
+        events={"reset": ResetEvent, "nodes": NodesEvent, "partitions": PartitionsEvent, "decisions": DecisionEvent},
     ),
 )

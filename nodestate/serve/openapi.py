@@ -16,6 +16,14 @@ from nodestate.serve.problems import MEDIA_TYPE, PROBLEM_TYPES, ProblemDocument
 
 EVERY_ROUTE: Final = ("bad-request", "too-large", "overloaded")
 """Types of problems that every route may answer with."""
+_KEY: Final = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "A word that the client chooses for this request. If the request is repeated with it, the answer is "
+    "that of the first one, and nothing is done twice; kept for an hour.",
+    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._~:-]{1,200}$"},
+}
 _REFERENCE: Final = "#/components/schemas/{name}"
 
 
@@ -64,7 +72,7 @@ def _operation(route: ApiRoute, schema_of: dict[Any, Any], *, has_tokens: bool) 
         "summary": route.summary,
         "responses": {str(route.status): _response(route, schema_of)},
     }
-    if parameters := _parameters(route):
+    if parameters := [*_parameters(route), *([_KEY] if route.decides and route.method == "POST" else [])]:
         operation["parameters"] = parameters
     if route.body is not None:
         operation["requestBody"] = {

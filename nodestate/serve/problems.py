@@ -5,7 +5,7 @@ Each type has a status, a title and a document. ``problem_of`` finds the type of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Annotated, Final, NamedTuple
 
@@ -20,6 +20,7 @@ from nodestate.errors import (
     NotFoundError,
     StaleViewError,
 )
+from nodestate.scheduling import NoHostFound, Remaining
 from nodestate.text import printable
 from nodestate.view.documents import finite_or_none
 
@@ -69,6 +70,22 @@ class BadRequestProblem(ProblemDocument):
     field: Annotated[str, Meta(description="Name of the parameter or field that is wrong.")]
 
 
+class FilterCount(msgspec.Struct):
+    """How many nodes one filter and all before it left."""
+
+    name: Annotated[str, Meta(description="Name of the filter; all: the nodes before the first filter.")]
+    left: Annotated[int, Meta(description="Number of nodes that were left.")]
+
+
+class NoHostProblem(ProblemDocument):
+    """No instance of the request got a node."""
+
+    instance: Annotated[str, Meta(description="Id of the first instance.")]
+    filters: Annotated[
+        list[FilterCount], Meta(description="What each filter left, in their order; empty if the cause is no filter.")
+    ]
+
+
 class ProblemType(NamedTuple):
     """One type of problem."""
 
@@ -83,7 +100,7 @@ PROBLEM_TYPES: Final = {
     "stale-view": ProblemType(503, "The view is older than accepted", StaleViewProblem),
     "behind": ProblemType(503, "The view does not have the demanded version", BehindProblem),
     "bad-request": ProblemType(400, "The request breaks its format", BadRequestProblem),
-    "no-host": ProblemType(409, "No node passes all filters of the request"),
+    "no-host": ProblemType(409, "No node passes all filters of the request", NoHostProblem),
     "not-found": ProblemType(404, "What the request names does not exist"),
     "conflict": ProblemType(409, "The state of the cell does not allow the request"),
     "unauthorized": ProblemType(401, "The request needs a token, or one of a higher role"),
@@ -129,6 +146,19 @@ def bad_request(field: str, detail: str) -> ProblemError:
     """Return the error for a parameter or field that is wrong."""
     of_type = PROBLEM_TYPES["bad-request"]
     return ProblemError(BadRequestProblem("bad-request", of_type.title, of_type.status, f"{field}: {detail}", field))
+
+
+def no_host(instance: str, why: NoHostFound) -> ProblemError:
+    """Return the error for an instance that got no node."""
+    of_type = PROBLEM_TYPES["no-host"]
+    detail = printable(f"{instance}: {why}")
+    filters = filter_counts(why.remaining)
+    return ProblemError(NoHostProblem("no-host", of_type.title, of_type.status, detail, instance, filters))
+
+
+def filter_counts(remaining: Iterable[Remaining]) -> list[FilterCount]:
+    """Return the number of nodes that each filter left as documents."""
+    return [FilterCount(step.filter, step.nodes) for step in remaining]
 
 
 def blank(status: int, detail: str, headers: dict[str, str] | None = None) -> ProblemError:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from nodestate.config import Config
 from nodestate.designs.inspection import CellInspector
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign
+from nodestate.scheduling import Scheduler
 from nodestate.serve.cell_inspection import CellInspection
 from nodestate.serve.event_hub import EventHub
 from nodestate.serve.feeds import Feeds
@@ -16,6 +19,7 @@ from nodestate.serve.fleet_events import FleetEvents
 from nodestate.serve.limits import MAX_STREAMS_COUNT
 from nodestate.serve.node_history import NodeHistory
 from nodestate.serve.responses import Responder
+from nodestate.serve.scheduling import Scheduling, scheduler_of
 from nodestate.serve.view_feed import PublishedView
 from nodestate.serve.workers import Workers
 
@@ -26,6 +30,7 @@ class Service:
     Args:
         config: settings of the cell.
         open_reader: opens the reader of the cell; None: by the settings.
+        open_scheduler: opens the scheduler of the cell; None: by the settings.
         max_streams: clients of events at a time.
         open_inspector: opens the inspector of some designs; None: by the settings.
     """
@@ -34,6 +39,7 @@ class Service:
         self,
         config: Config,
         open_reader: Callable[[], Reader] | None = None,
+        open_scheduler: Callable[[], Scheduler] | None = None,
         *,
         max_streams: int = MAX_STREAMS_COUNT,
         open_inspector: Callable[[Sequence[StoredDesign]], CellInspector] | None = None,
@@ -54,19 +60,23 @@ class Service:
         """The events that clients follow."""
         self.fleet_events = FleetEvents(self.hub, self.workers)
         """Publishes the changes of views as events."""
+        self.scheduling = Scheduling(open_scheduler or partial(scheduler_of, config), self.hub)
+        """The thread of the scheduler, its operations and its decisions."""
 
     async def start(self) -> None:
         """Start all parts. Call it in the event loop."""
         self.feeds.start()
+        self.scheduling.start()
 
     def end_waits(self) -> None:
         """End all streams, and let no request wait: the server is about to stop."""
         self.hub.close()
         self.feeds.end_waits()
+        self.scheduling.end_waits()
 
     async def stop(self) -> None:
         """Stop all parts, in the reverse order."""
-        await self.feeds.stop()
+        await asyncio.gather(self.feeds.stop(), self.scheduling.stop())
         self.inspection.close()
         self.workers.close()
 

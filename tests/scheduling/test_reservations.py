@@ -392,3 +392,9 @@ def test_no_reservation_is_made_whose_last_write_reaches_one_copy_only(
     held = reserve(one.scheduler, "a")
     cut_off(one, away)
     assert one.scheduler.reservations.extend(held.id, 600.0).seconds == 600.0, "an extension is better than none"
+
+
+def test_a_member_may_need_no_resources() -> None:
+    _, (one,) = cell_of(schedulers=1)
+    held = one.scheduler.reservations.reserve(parse_group({"members": [{"instances": ["a"], "resources": {}}]}))
+    assert isinstance(held, Reservation)

@@ -14,6 +14,7 @@ from nodestate.scheduling.orders.boot import Boot, Booted, BootOutcome, Failed
 from nodestate.scheduling.orders.termination_orders import TERMINATION_RETRY_S
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation
+from nodestate.scheduling.session import Operation
 from nodestate.testing import TransitMessage
 from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
 from tests.scheduling.cells import boot, wanted
@@ -222,14 +223,14 @@ def test_a_member_that_is_terminated_during_an_evacuation_does_not_stop_its_grou
     cell, (one, two) = cell_with(2, source=16, large=14)
     one.scheduler.boot(parse({**THREE, "force_nodes": ["source"]}))
     cell.run_for(2.0)
-    run_boots = one.scheduler.session.run_boots
+    boot = one.scheduler.session.boot
 
-    def terminate_first(*arguments: Any) -> list[BootOutcome]:
+    def terminate_first(*arguments: Any) -> Operation[list[BootOutcome]]:
         two.scheduler.terminations.terminate([("source", "b")])
         cell.run_for(2.0)
-        return run_boots(*arguments)
+        return boot(*arguments)
 
-    one.scheduler.session.run_boots = terminate_first  # type: ignore[method-assign]  # acts before the boots begin
+    one.scheduler.session.boot = terminate_first  # type: ignore[method-assign]  # acts before the boots begin
     outcomes = {outcome.instance: outcome for outcome in one.scheduler.migrations.evacuate("source")}
     assert isinstance(outcomes["b"], Failed)
     assert nodes_of([outcomes["a"], outcomes["c"]]) == ["large"] * 2

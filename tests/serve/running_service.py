@@ -15,12 +15,13 @@ from nodestate.config import Config
 from nodestate.designs.inspection import CellInspector
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign
+from nodestate.scheduling import Scheduler
 from nodestate.serve.access import Access
 from nodestate.serve.app import create_app
 from nodestate.serve.limits import Limits
 from nodestate.serve.server import listen, run_server
 from nodestate.serve.service import Service
-from nodestate.testing import FaultyStore, MemoryStore
+from nodestate.testing import FaultyStore, MemoryServer, MemoryStore
 from tests.machines.simulated_cell import SimulatedCell, all_well
 
 
@@ -31,6 +32,7 @@ class RunningService:
         config: settings of the cell.
         open_reader: opens the reader of the service; None: by the settings.
         open_inspector: opens the inspector of the service; None: by the settings.
+        open_scheduler: opens its scheduler; None: by the settings.
         address: where the server listens.
         access: the checks of hosts and tokens.
         limits: the limits of the server.
@@ -44,6 +46,7 @@ class RunningService:
         self,
         config: Config,
         open_reader: Callable[[], Reader] | None = None,
+        open_scheduler: Callable[[], Scheduler] | None = None,
         *,
         open_inspector: Callable[[Sequence[StoredDesign]], CellInspector] | None = None,
         address: str = "127.0.0.1:0",
@@ -53,7 +56,9 @@ class RunningService:
         debug: bool = True,
     ) -> None:
         limits = limits or Limits()
-        self.service = Service(config, open_reader, max_streams=limits.max_streams, open_inspector=open_inspector)
+        self.service = Service(
+            config, open_reader, open_scheduler, max_streams=limits.max_streams, open_inspector=open_inspector
+        )
         self.listener = listen(address, tls=tls is not None)
         self._limits = limits
         self._tls = tls
@@ -70,9 +75,19 @@ class RunningService:
         def open_inspector(designs: Sequence[StoredDesign]) -> CellInspector:
             return CellInspector(world.config, designs, stores=world.connected(MemoryStore)[1], clock=world.clock)
 
+        _, more = world.connected(lambda server: FaultyStore(MemoryStore(server), all_well))
+
+        def open_scheduler() -> Scheduler:
+            reader = Reader(world.config, stores=more, clock=world.clock)
+            claims = [MemoryStore(MemoryServer("claims", clock=world.clock))]  # the world judges all other writes
+            return Scheduler(
+                world.config, reader=reader, claims=claims, courier=world.broker.courier(), clock=world.clock
+            )
+
         return cls(
             world.config,
             lambda: Reader(world.config, stores=stores, clock=world.clock),
+            open_scheduler,
             open_inspector=open_inspector,
             **options,
         )

@@ -1,6 +1,13 @@
 """Requests: the instances that a user wants to place on nodes. A request is immutable."""
 
 from nodestate.scheduling.request.fields import Policy
+from nodestate.scheduling.request.limits import (
+    MAX_ALTERNATES_COUNT,
+    MAX_COUNT,
+    MAX_GROUP_COUNT,
+    MAX_HOLD_S,
+    MIN_HOLD_S,
+)
 from nodestate.scheduling.request.parsing import parse, parse_group, request_of
 from nodestate.scheduling.request.request import (
     STORED_FIELDS,
@@ -16,6 +23,11 @@ from nodestate.scheduling.request.request import (
 from nodestate.scheduling.request.vocabulary import check_class
 
 __all__ = [
+    "MAX_ALTERNATES_COUNT",
+    "MAX_COUNT",
+    "MAX_GROUP_COUNT",
+    "MAX_HOLD_S",
+    "MIN_HOLD_S",
     "STORED_FIELDS",
     "GroupRequest",
     "InstanceGroup",
