@@ -15,7 +15,8 @@ from nodestate.broker import DeadLetter
 from nodestate.config import Config
 from nodestate.designs.inspection import DesignStatus, HeadStatus
 from nodestate.designs.reader import Reader
-from nodestate.findings import FINDINGS, health_of
+from nodestate.errors import BrokerUnavailableError
+from nodestate.findings import FINDINGS, broker_checks, health_of
 from nodestate.findings.agent_checks import examine_leaving
 from nodestate.findings.broker_checks import examine_refused_clocks
 from nodestate.findings.design_checks import examine_design
@@ -132,6 +133,18 @@ def test_a_node_that_leaves_with_instances_is_named_until_they_are_gone() -> Non
     world.agents["full"].publisher.report({"inventory": {"VCPU": {"total": 8}}})
     world.run_well(2.0)
     assert list(examine_leaving(view_of(world))) == []
+
+
+def test_a_broker_that_blocks_publishers_under_an_alarm_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alarm of a real RabbitMQ reaches publishers in tests/faults/test_broker.py."""
+
+    def refuse(config: Config) -> None:
+        raise BrokerUnavailableError(config.broker_safe, "it is short of memory")
+
+    monkeypatch.setattr(broker_checks, "check_accepts_messages", refuse)
+    found_codes = {one.code: one for one in broker_checks.examine_broker(Config(partitions=2), [2])}
+    assert found_codes["broker-alarm"].level == "FAIL"
+    assert "short of memory" in found_codes["broker-alarm"].says
 
 
 def test_events_that_were_refused_for_a_clock_are_named() -> None:
