@@ -10,6 +10,7 @@ from contextlib import suppress
 
 from nodestate.broker import KombuCourier
 from nodestate.config import Config
+from nodestate.errors import NodestateError
 from nodestate.scheduling import Scheduler
 from nodestate.scheduling.fleet_refresh import HEARTBEATS_COUNT
 from nodestate.serve.decisions import Decision, DecisionLog, DecisionRecorder
@@ -24,16 +25,20 @@ class Scheduling:
     """The parts of a service that decide. Belongs to the event loop, but for the recorder.
 
     Args:
-        open_scheduler: opens the scheduler; called in its thread.
+        config: settings of the cell.
+        open_scheduler: opens the scheduler; called in its thread. None: by the settings, with a courier.
         hub: gets an event for each decision.
     """
 
-    def __init__(self, open_scheduler: Callable[[], Scheduler], hub: EventHub) -> None:
+    def __init__(self, config: Config, open_scheduler: Callable[[], Scheduler] | None, hub: EventHub) -> None:
+        # The connection to the agents; it connects at the first order. None if the opener brings its own.
+        self._courier = KombuCourier(config) if open_scheduler is None else None
+        self._config = config
         self.decisions = DecisionLog(lambda event: hub.publish("decisions", event))
         """The last decisions."""
         self.recorder = DecisionRecorder(self._publish)
         """Records decisions; belongs to the scheduler's thread."""
-        self.thread = SchedulerThread(open_scheduler, _close, self.recorder.explain_pending)
+        self.thread = SchedulerThread(open_scheduler or self._open, self._close, self.recorder.explain_pending)
         """The thread with the scheduler."""
         self.operations = Operations(self.thread, self.recorder)
         """The operations that take long."""
@@ -63,20 +68,23 @@ class Scheduling:
         with suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(self.decisions.add, decisions)
 
+    def _open(self) -> Scheduler:
+        """Open a scheduler by the settings. Called in the scheduler's thread."""
+        return Scheduler(
+            self._config,
+            name=f"serve@{socket.gethostname()}:{os.getpid()}",
+            max_age=DEFAULT_MAX_AGE_S,
+            # The view itself may be ``DEFAULT_MAX_AGE_S`` old when the last heartbeat is missed.
+            node_max_age=HEARTBEATS_COUNT * self._config.heartbeat_s + DEFAULT_MAX_AGE_S,
+            courier=self._courier,
+        )
 
-def scheduler_of(config: Config) -> Scheduler:
-    """Open a scheduler by the settings, with a courier that connects to the broker at the first order."""
-    return Scheduler(
-        config,
-        name=f"serve@{socket.gethostname()}:{os.getpid()}",
-        max_age=DEFAULT_MAX_AGE_S,
-        # The view itself may be ``DEFAULT_MAX_AGE_S`` old when the last heartbeat is missed.
-        node_max_age=HEARTBEATS_COUNT * config.heartbeat_s + DEFAULT_MAX_AGE_S,
-        courier=KombuCourier(config),
-    )
-
-
-def _close(scheduler: Scheduler) -> None:
-    """Close a scheduler with its courier; claims that became allocations are dropped before."""
-    scheduler.drop_allocated_claims()
-    scheduler.close()
+    def _close(self, scheduler: Scheduler) -> None:
+        """Close the scheduler and its courier. Called in the scheduler's thread."""
+        try:
+            with suppress(NodestateError):  # a claim that stays expires by itself
+                scheduler.drop_allocated_claims()
+        finally:
+            scheduler.close()
+            if self._courier is not None:
+                self._courier.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from nodestate.config import Config
 from nodestate.designs.inspection import CellInspector
@@ -19,7 +18,7 @@ from nodestate.serve.fleet_events import FleetEvents
 from nodestate.serve.limits import MAX_STREAMS_COUNT
 from nodestate.serve.node_history import NodeHistory
 from nodestate.serve.responses import Responder
-from nodestate.serve.scheduling import Scheduling, scheduler_of
+from nodestate.serve.scheduling import Scheduling
 from nodestate.serve.view_feed import PublishedView
 from nodestate.serve.workers import Workers
 
@@ -60,7 +59,7 @@ class Service:
         """The events that clients follow."""
         self.fleet_events = FleetEvents(self.hub, self.workers)
         """Publishes the changes of views as events."""
-        self.scheduling = Scheduling(open_scheduler or partial(scheduler_of, config), self.hub)
+        self.scheduling = Scheduling(config, open_scheduler, self.hub)
         """The thread of the scheduler, its operations and its decisions."""
 
     async def start(self) -> None:
