@@ -33,7 +33,8 @@ from nodestate.text import count_text
 def examine_cell(config: Config, control: Control, designs: Sequence[StoredDesign]) -> Iterator[Finding]:
     """Examine the broker, each store, each partition and the agents of a cell.
 
-    Connects to all of them, so it takes as long as the slowest one needs to answer.
+    Connects to all of them, so it takes as long as the slowest one needs to answer. Without a broker in the settings
+    (``memory://``), the broker and what only it can tell are left out.
 
     Args:
         config: settings of the cell.
@@ -44,11 +45,13 @@ def examine_cell(config: Config, control: Control, designs: Sequence[StoredDesig
     copies = read_copies(config, [stored.design for stored in designs])
     yield from examine_record(config, copies)
     yield from examine_copies(config.cell, copies)
-    yield from _findings_or_error(
-        "broker-unreachable",
-        "broker",
-        lambda: [*examine_broker(config, layouts), *examine_unnamed_layouts(config, control, layouts)],
-    )
+    has_broker = not config.broker.startswith("memory:")
+    if has_broker:
+        yield from _findings_or_error(
+            "broker-unreachable",
+            "broker",
+            lambda: [*examine_broker(config, layouts), *examine_unnamed_layouts(config, control, layouts)],
+        )
     for one in control.leaving:
         partitions = count_text(one.partitions, "partition")
         says = f"{one} was retired, but the queues of its {partitions} may still exist and fill up"
@@ -78,7 +81,8 @@ def examine_cell(config: Config, control: Control, designs: Sequence[StoredDesig
         views = [inspector.followed_view(), *(status.view for status in statuses)]
         view = max(views, key=lambda view: len(view.nodes))
         yield from examine_agents(config, view)
-        yield from _findings_or_error("check-failed", "signatures", lambda: examine_signatures(config, view))
+        if has_broker:
+            yield from _findings_or_error("check-failed", "signatures", lambda: examine_signatures(config, view))
         yield from _findings_or_error("check-failed", "answers", lambda: examine_refused_answers(config))
         yield from _findings_or_error("check-failed", "tags", lambda: examine_tags(config, view))
         yield from examine_values(config, values, [one.name for one in view.nodes.records()])

@@ -69,6 +69,8 @@ class ApiRoute:
     """The role that a token must have."""
     status: int = 200
     """HTTP status of a response that is no problem."""
+    other_statuses: tuple[int, ...] = ()
+    """Other HTTP statuses of responses of the same type."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Headers of the response, with their descriptions."""
     decides: bool = False

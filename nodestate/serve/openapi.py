@@ -90,6 +90,13 @@ def _operation(route: ApiRoute, schema_of: dict[Any, Any], *, has_tokens: bool) 
         operation["description"] = f"Needs a token of the role {route.role}."
     for status, kinds_of_status in _by_status(kinds).items():
         operation["responses"][status] = _problem_response(kinds_of_status, schema_of)
+    for status in map(str, route.other_statuses):
+        same, problems = _response(route, schema_of), operation["responses"].get(status, {})
+        operation["responses"][status] = {
+            **problems,
+            **same,
+            "content": {**same["content"], **problems.get("content", {})},
+        }
     for blank in (HTTPStatus(MISDIRECTED), HTTPStatus.INTERNAL_SERVER_ERROR):
         operation["responses"][str(blank.value)] = {
             "description": f"about:blank: {blank.phrase}",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from nodestate.config import Config
+from nodestate.designs.control import Control
 from nodestate.designs.inspection import CellInspector
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign
+from nodestate.findings import Finding
 from nodestate.scheduling import Scheduler
+from nodestate.serve.cell_examination import CellExamination
 from nodestate.serve.cell_inspection import CellInspection
 from nodestate.serve.event_hub import EventHub
 from nodestate.serve.feeds import Feeds
@@ -32,6 +35,7 @@ class Service:
         open_scheduler: opens the scheduler of the cell; None: by the settings.
         max_streams: clients of events at a time.
         open_inspector: opens the inspector of some designs; None: by the settings.
+        examine: examines the cell; None: as ``nodestate doctor`` does.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Service:
         *,
         max_streams: int = MAX_STREAMS_COUNT,
         open_inspector: Callable[[Sequence[StoredDesign]], CellInspector] | None = None,
+        examine: Callable[[Config, Control], Iterable[Finding]] | None = None,
     ) -> None:
         self.config = config
         self.max_streams = max_streams
@@ -55,6 +60,8 @@ class Service:
         """The thread that encodes."""
         self.inspection = CellInspection(config, open_inspector)
         """Reads heads and queues in a thread of its own."""
+        self.examination = CellExamination(config, examine)
+        """Examines the cell in a thread of its own."""
         self.hub = EventHub()
         """The events that clients follow."""
         self.fleet_events = FleetEvents(self.hub, self.workers)
@@ -77,6 +84,7 @@ class Service:
         """Stop all parts, in the reverse order."""
         await asyncio.gather(self.feeds.stop(), self.scheduling.stop())
         self.inspection.close()
+        self.examination.close()
         self.workers.close()
 
     def _on_view(self, before: PublishedView | None, now: PublishedView) -> None:

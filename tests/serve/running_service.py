@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -12,9 +12,11 @@ import httpx
 
 from harness.waiting import PATIENCE_S, wait_until
 from nodestate.config import Config
+from nodestate.designs.control import Control
 from nodestate.designs.inspection import CellInspector
 from nodestate.designs.reader import Reader
 from nodestate.designs.stored_design import StoredDesign
+from nodestate.findings import Finding
 from nodestate.scheduling import Scheduler
 from nodestate.serve.access import Access
 from nodestate.serve.app import create_app
@@ -33,6 +35,7 @@ class RunningService:
         open_reader: opens the reader of the service; None: by the settings.
         open_inspector: opens the inspector of the service; None: by the settings.
         open_scheduler: opens its scheduler; None: by the settings.
+        examine: examines the cell; None: as ``nodestate doctor`` does.
         address: where the server listens.
         access: the checks of hosts and tokens.
         limits: the limits of the server.
@@ -49,6 +52,7 @@ class RunningService:
         open_scheduler: Callable[[], Scheduler] | None = None,
         *,
         open_inspector: Callable[[Sequence[StoredDesign]], CellInspector] | None = None,
+        examine: Callable[[Config, Control], Iterable[Finding]] | None = None,
         address: str = "127.0.0.1:0",
         access: Access | None = None,
         limits: Limits | None = None,
@@ -57,7 +61,12 @@ class RunningService:
     ) -> None:
         limits = limits or Limits()
         self.service = Service(
-            config, open_reader, open_scheduler, max_streams=limits.max_streams, open_inspector=open_inspector
+            config,
+            open_reader,
+            open_scheduler,
+            max_streams=limits.max_streams,
+            open_inspector=open_inspector,
+            examine=examine,
         )
         self.listener = listen(address, tls=tls is not None)
         self._limits = limits
@@ -84,13 +93,13 @@ class RunningService:
                 world.config, reader=reader, claims=claims, courier=world.broker.courier(), clock=world.clock
             )
 
-        return cls(
-            world.config,
-            lambda: Reader(world.config, stores=stores, clock=world.clock),
-            open_scheduler,
-            open_inspector=open_inspector,
+        settings: dict[str, Any] = {
+            "open_scheduler": open_scheduler,
+            "open_inspector": open_inspector,
+            "examine": lambda _config, _control: [],
             **options,
-        )
+        }
+        return cls(world.config, lambda: Reader(world.config, stores=stores, clock=world.clock), **settings)
 
     def _run(self) -> None:
         run_server(
