@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from nodestate.errors import BadRequestError
 from nodestate.scheduling import GroupRequest, Request, parse, parse_group
 from nodestate.scheduling.request import MAX_ALTERNATES_COUNT, MAX_COUNT, MAX_GROUP_COUNT, MAX_HOLD_S, MIN_HOLD_S
+from nodestate.text import count_text
 
 MAX_REQUESTS_COUNT = 1_000
 """Most requests, and most instances of them together, in one POST."""
@@ -152,7 +153,9 @@ def requests_of(documents: list[RequestDocument], max_age: float | None) -> list
             raise BadRequestError(f"requests[{number}].{error.field}", error.reason) from None
     total = sum(request.count for request in found)
     if total > MAX_REQUESTS_COUNT:
-        raise BadRequestError("requests", f"{total:,} instances; one POST has at most {MAX_REQUESTS_COUNT:,}")
+        raise BadRequestError(
+            "requests", f"{count_text(total, 'instance')}; one POST has at most {MAX_REQUESTS_COUNT:,}"
+        )
     return found
 
 
