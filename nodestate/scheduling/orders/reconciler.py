@@ -3,7 +3,8 @@
 Every scheduler has a reconciler. It sees unfinished operations in the reports of the agents, and repairs three kinds:
 
 - An instance is on two nodes, because it was migrated or booted twice. The authoritative allocation (see ``order_ids``)
-  stays and all other allocations are ended, unless the node with the authoritative one is unresponsive.
+  stays and all other allocations are ended, unless the node with the authoritative one is unresponsive, or that one is
+  a member of a reservation of which other members are missing: it may itself be ended soon.
 - All members of a reservation are built, but some of their allocations do not have the hint ``placed``. They get it.
 - Some members of a reservation are missing, none has the hint ``placed``, and no claim is left that could become a
   member. The members that were built are ended.
@@ -21,7 +22,7 @@ and the view advances to the node states that show members whose claims were dro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from nodestate.model import Receipt
@@ -80,7 +81,7 @@ class Reconciler:
         actions: list[RepairAction] = []
         for instance, rows in duplicates.items():
             if f"instance {instance}" in due:
-                actions += self._end_copies(instance, rows)
+                actions += self._end_copies(instance, rows, unfinished.values())
         overdue = {reservation: marks for reservation, marks in unfinished.items() if states[reservation] in due}
         # A claim of a missing member may be on any node, so the records of all nodes are read.
         claims_known = all(map(all_members_built, overdue.values())) or self._claim_table.read_records(
@@ -92,13 +93,21 @@ class Reconciler:
                 actions += self._finish_reservation(marks)
         return actions
 
-    def _end_copies(self, instance: str, rows: Collection[int]) -> list[RepairAction]:
+    def _end_copies(self, instance: str, rows: Collection[int], unfinished: Iterable[Marks]) -> list[RepairAction]:
         """Return the actions that end an instance on all of these rows, except the authoritative one.
 
-        Returns no actions if no allocation is authoritative, or if the node with the authoritative one is unresponsive.
+        Returns no actions if no allocation is authoritative, if the node with the authoritative one is unresponsive, or
+        if that one is a member of a reservation of which other members are missing.
+
+        Args:
+            instance: The instance's id.
+            rows: The rows that report it.
+            unfinished: The marks of each reservation of which a member lacks the hint ``placed``.
         """
         authoritative = self._fleet.authoritative_row(instance)
         if authoritative is None or not self._fleet.is_responsive(authoritative):
+            return []
+        if any((authoritative, instance) in marks and not all_members_built(marks) for marks in unfinished):
             return []
         names = self._fleet.names
         return [RepairAction(names[row], instance, set_placed=False) for row in rows if row != authoritative]
