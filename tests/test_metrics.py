@@ -296,11 +296,12 @@ def test_running_commands_export_their_rows_of_the_table(
         [booted] = scheduler.boot(parse({"instances": ["one"], "resources": {"VCPU": 1}}), PATIENCE_S)
         assert isinstance(booted, Booted), booted
         own = stack.enter_context(serve_metrics("0", scheduler=scheduler))
+        applied = ("nodestate_consumer_events_total", (("outcome", "applied"),))
+        # Seven reports and the change of the boot, of which the scheduler is told before the consumer.
+        wait_until(lambda: scraped(consumer)[applied] >= 8, "the change of the boot is not applied")
         pages = {"consumer": scraped(consumer), "agent": scraped(agent), "scheduler": scraped(own.url)}
         pages["reader"] = pages["scheduler"]
         assert pages["consumer"]["nodestate_partitions_held", ()] == config.partitions
-        applied = pages["consumer"]["nodestate_consumer_events_total", (("outcome", "applied"),)]
-        assert applied >= 8, "seven reports and the change of the boot"
         assert pages["agent"]["nodestate_agent_events_total", (("kind", "report"),)] >= 7
         assert pages["agent"]["nodestate_orders_total", (("kind", "build"), ("result", "done"))] == 1
         assert pages["agent"]["nodestate_agent_confirm_duration_seconds_count", ()] >= 1
