@@ -37,7 +37,7 @@ def promtool(*words: str, folder: Path = DEPLOY) -> str:
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
-    done = subprocess.run([program, *words], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run([program, *words], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603 - promtool
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -37,8 +37,8 @@ def _names_of_nodes(options: dict[str, Any]) -> list[str]:
     """
     from msgspec import structs  # noqa: PLC0415  the help of commands needs neither these nor numpy
 
-    from nodestate.config import load  # noqa: PLC0415
-    from nodestate.designs.reader import Reader  # noqa: PLC0415
+    from nodestate.config import load  # noqa: PLC0415  as above
+    from nodestate.designs.reader import Reader  # noqa: PLC0415  as above
 
     flags = {name: options.get(name) for name in ("broker", "store", "cell", "partitions")}
     try:

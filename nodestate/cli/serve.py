@@ -97,12 +97,12 @@ def command(
     """
     try:
         from nodestate.serve.access import Access, require_safe  # noqa: PLC0415 - the extra may not be installed
-        from nodestate.serve.app import create_app  # noqa: PLC0415
-        from nodestate.serve.limits import Limits  # noqa: PLC0415
-        from nodestate.serve.server import listen as open_listener  # noqa: PLC0415
-        from nodestate.serve.server import run_server, tls_context  # noqa: PLC0415
-        from nodestate.serve.service import Service  # noqa: PLC0415
-        from nodestate.serve.tokens import TokenFile  # noqa: PLC0415
+        from nodestate.serve.app import create_app  # noqa: PLC0415 - as above
+        from nodestate.serve.limits import Limits  # noqa: PLC0415 - as above
+        from nodestate.serve.server import listen as open_listener  # noqa: PLC0415 - as above
+        from nodestate.serve.server import run_server, tls_context  # noqa: PLC0415 - as above
+        from nodestate.serve.service import Service  # noqa: PLC0415 - as above
+        from nodestate.serve.tokens import TokenFile  # noqa: PLC0415 - as above
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"'nodestate serve' needs the Python package {error.name}: pip install 'nodestate[serve]'"

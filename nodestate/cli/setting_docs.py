@@ -43,7 +43,7 @@ class SettingDoc(NamedTuple):
 def setting_docs() -> list[SettingDoc]:
     """Return all settings, in the order in which ``Config`` has them."""
     meanings = _field_docstrings(inspect.getsource(config), "Config")
-    kinds = {field.name: field.type for field in msgspec.inspect.type_info(Config).fields}  # type: ignore[attr-defined]
+    kinds = {field.name: field.type for field in msgspec.inspect.type_info(Config).fields}  # type: ignore[attr-defined]  # of a struct
     return [
         SettingDoc(name, default, kinds[name], meanings[name])
         for name, default in zip(Config.__struct_fields__, Config.__struct_defaults__, strict=True)

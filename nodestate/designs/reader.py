@@ -144,7 +144,8 @@ class Reader:
                 return view
             except (StaleViewError, BehindError) as error:
                 if self._clock.monotonic() >= deadline:
-                    self.stats.count_refusal(error)
+                    with self._lock:
+                        self.stats.count_refusal(error)
                     raise
             self._clock.sleep(POLL_S)
 

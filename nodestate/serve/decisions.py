@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -177,6 +177,20 @@ class DecisionLog:
             begun = begun or name == before
 
 
+class _Basis(NamedTuple):
+    """When some decisions were made, and on which view. It is the same for all instances of one call."""
+
+    at: float
+    position: str
+    age: float
+    design: str
+
+    @classmethod
+    def of(cls, scheduler: Scheduler) -> _Basis:
+        view = scheduler.view
+        return cls(scheduler.session.clock.time(), position_text(view), view.age, view.design)
+
+
 @dataclass
 class DecisionRecorder:
     """Records the decisions of the scheduler's thread, and explains them when there is time. Belongs to the thread."""
@@ -198,9 +212,10 @@ class DecisionRecorder:
     ) -> list[Decision]:
         """Record placings that were claimed or failed just now."""
         decisions = []
+        basis = _Basis.of(scheduler)
         by_request: dict[int, tuple[Decision, list[Placing]]] = {}
         for placing in placings:
-            made = self._new(scheduler, kind, by, placing.request, placing.instance, placing.node)
+            made = self._new(basis, kind, by, placing.request, placing.instance, placing.node)
             made.outcome = outcome if placing.failure is None else "no-host"
             made.conflicts, made.failure = placing.conflicts, placing.failure
             decisions.append(made)
@@ -213,9 +228,10 @@ class DecisionRecorder:
     def record_choices(self, scheduler: Scheduler, by: str, chosen: Sequence[tuple[Request, Choice]]) -> list[Decision]:
         """Record choices that claimed nothing."""
         decisions = []
+        basis = _Basis.of(scheduler)
         pending: dict[int, tuple[Decision, Sequence[Placing]]] = {}
         for request, choice in chosen:
-            made = self._new(scheduler, "select", by, request, choice.instance, choice.node)
+            made = self._new(basis, "select", by, request, choice.instance, choice.node)
             made.alternates = choice.alternates
             if choice.node is None:
                 made.failure = NoHostFound(choice.remaining, choice.unknown, lacks=choice.lacks)
@@ -231,9 +247,10 @@ class DecisionRecorder:
     ) -> None:
         """Record how boots ended."""
         decisions = []
+        basis = _Basis.of(scheduler)
         for request, outcome in ended:
             node = outcome.node if isinstance(outcome, Booted) else None
-            made = self._new(scheduler, kind, by, request, outcome.instance, node)
+            made = self._new(basis, kind, by, request, outcome.instance, node)
             made.outcome = "booted" if isinstance(outcome, Booted) else "no-host"
             made.conflicts = outcome.conflicts
             made.refused = [(one.node, one.reason) for one in outcome.refusals]
@@ -241,15 +258,11 @@ class DecisionRecorder:
             decisions.append(made)
         self.publish(decisions)
 
-    def _new(
-        self, scheduler: Scheduler, kind: str, by: str, request: Request, instance: str, chosen: str | None
-    ) -> Decision:
+    def _new(self, basis: _Basis, kind: str, by: str, request: Request, instance: str, chosen: str | None) -> Decision:
         self._count += 1
-        view = scheduler.view
         name = f"{self._run}-{self._count}"
-        now = scheduler.session.clock.time()
         return Decision(
-            name, now, kind, instance, request, by, position_text(view), view.age, view.design, chosen, "claimed"
+            name, basis.at, kind, instance, request, by, basis.position, basis.age, basis.design, chosen, "claimed"
         )
 
     def explain_pending(self, scheduler: Scheduler, is_idle: bool) -> None:

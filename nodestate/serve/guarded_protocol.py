@@ -35,7 +35,7 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
             # Drops the client if it does not take its response; None while it takes it.
             self._write_timer: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a narrower type
             super().connection_made(transport)
             count = len(self.connections)
             if count > limits.max_connections + REFUSED_CONNECTIONS_COUNT:

@@ -225,6 +225,8 @@ class View:
         left_out: set[str] = set()
         if on_stale == "exclude":
             left_out.update(stale, *(state.table.incomplete for state in states if state.table is not None))
+        if not stale and not left_out and not self.stale and not self.left_out:  # usually
+            return self
         return View(self.design, states, frozenset(stale), left_out, self._columns, self._clock)
 
     def changed(self, change: Callable[[NodeRecord], NodeRecord]) -> View:

@@ -10,10 +10,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+import amqp
 import pytest
 
 from harness.cell import Cell
@@ -204,6 +206,45 @@ def test_no_dead_letter_is_lost_with_the_leader_of_its_queue(quorum_cell: Cell, 
         cell.record(f"leader {name}: {len(sent)} dead letters, all in their queue {took_s:.1f} s after the last one")
     assert not missing()
     wait_until(lambda seen=watcher.fresh: watcher.fresh >= seen + 5, "there are no fresh views")
+
+
+def test_a_standby_consumer_goes_on_soon_after_the_node_of_the_active_one_froze(cluster: RabbitCluster) -> None:
+    """The settings of docs/how-to/cluster-rabbitmq.md decide how soon. RabbitMQ alone is tested, without a cell."""
+    frozen, publishing, standing_by = cluster.nodes
+    delivered_at: list[float] = []
+    with ExitStack() as stack:
+
+        def channel_on(node: RabbitServer) -> amqp.Channel:
+            connection = node_connection(node)
+            stack.callback(connection.collect)
+            return connection.channel()
+
+        active, sending, waiting = map(channel_on, (frozen, publishing, standing_by))
+        arguments = {"x-queue-type": "quorum", "x-single-active-consumer": True}
+        active.queue_declare("standby", durable=True, auto_delete=False, arguments=arguments)
+        active.basic_consume("standby", no_ack=True, callback=lambda _: None)
+        waiting.basic_consume("standby", no_ack=True, callback=lambda _: delivered_at.append(time.monotonic()))
+        assert leader_of(cluster, "standby") is frozen
+        sending.basic_publish(amqp.Message(b"before"), routing_key="standby")
+        frozen.pause()
+        froze_at = time.monotonic()
+        sending.basic_publish(amqp.Message(b"after"), routing_key="standby")
+
+        def is_delivered() -> bool:
+            with suppress(TimeoutError):
+                waiting.connection.drain_events(timeout=0.1)
+            return bool(delivered_at)
+
+        wait_until(is_delivered, "the standby consumer gets no message")
+        print(f"first delivery to the standby consumer {delivered_at[0] - froze_at:.1f} s after the freeze")  # noqa: T201 - the figure
+        cluster.resume(frozen)
+
+
+def node_connection(node: RabbitServer) -> amqp.Connection:
+    """Connect to one node."""
+    connection = amqp.Connection(node.address, read_timeout=PATIENCE_S, write_timeout=PATIENCE_S)
+    connection.connect()
+    return connection
 
 
 def leader_of(cluster: RabbitCluster, queue: str) -> RabbitServer:

@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nodestate.config import Config
-from nodestate.designs.control import Control
+from nodestate.designs.control import Control, record_from_settings
 from nodestate.errors import StoreUnavailableError
 from nodestate.findings import Finding
 from nodestate.findings.finding import found, well
 from nodestate.serve import cell_examination
+from nodestate.store.memory import process_server
+from nodestate.testing import ManualClock
+from tests.partition_owner import Owner, report
 from tests.serve.running_service import RunningService
 from tests.serve.test_views import new_world
 
@@ -118,3 +121,16 @@ def test_a_failed_examination_is_a_problem_and_is_tried_again(running: RunningSe
     assert running.get("/health").status_code == 503
     doctor.error = None
     assert running.get("/health").json()["status"] == "pass"
+
+
+def test_without_a_broker_the_findings_are_those_of_stores_and_nodes() -> None:
+    """A service that only reads needs no broker; its absence is no fault of the cell."""
+    process_server.cache_clear()
+    config = Config(partitions=1, designs=("snapshot",))
+    owner = Owner("snapshot", process_server(), ManualClock())
+    owner.begin()
+    owner.commit(report("n1", 1, status="up"))
+    findings = cell_examination.examined(config, record_from_settings(config, 0.0))
+    process_server.cache_clear()
+    assert {finding.about for finding in findings} >= {"snapshot", "agents"}
+    assert {finding.about for finding in findings}.isdisjoint({"broker", "queues", "dead letters", "signatures"})

@@ -25,7 +25,7 @@ def run_script(lines: list[str], folder: Path) -> str:
     script = "\n".join(re.sub(r"^! (.*)$", r"if \1; then exit 99; fi", line) for line in ["set -e", *lines])
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "no_proxy": "*"}
     done = subprocess.run(  # noqa: S603 - our own page
-        ["bash", "-x", "-c", script],  # noqa: S607
+        ["bash", "-x", "-c", script],  # noqa: S607 - the one on PATH
         cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2_000:] + done.stderr[-2_000:]
