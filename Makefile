@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 PYTEST_ARGS ?=
-# Tests of servers mostly wait, so three processes take less time than two, on two cores as well: 300 s and not 378 s.
-WORKERS     ?= 3
+# Tests of servers mostly wait, so two processes take half the time of one, on two cores as well. With three, the run is
+# shorter still, but bounds of a second within servers pass more often.
+WORKERS     ?= 2
 PARALLEL    := --numprocesses=$(WORKERS) --dist=worksteal
 # How long `make test-all` injects random faults.
 SOAK_MINUTES ?= 5

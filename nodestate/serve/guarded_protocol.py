@@ -34,6 +34,8 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
             self._request_timer: asyncio.TimerHandle | None = None
             # Drops the client if it does not take its response; None while it takes it.
             self._write_timer: asyncio.TimerHandle | None = None
+            # True once bytes that are no request were answered; further bytes are dropped.
+            self._is_refused = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a narrower type
             super().connection_made(transport)
@@ -46,6 +48,8 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
             self._expect_request()
 
         def data_received(self, data: bytes) -> None:
+            if self._is_refused:
+                return
             super().data_received(data)
             if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):  # the rest of a request is to come
                 if self._request_timer is None:
@@ -77,14 +81,33 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
                 self.transport.abort()
                 return
             error = blank(HTTPStatus.BAD_REQUEST, msg)
-            headers = [(b"content-type", MEDIA_TYPE.encode()), (b"connection", b"close")]
+            body = encode(error.document, JSON)
+            headers = [
+                (b"content-type", MEDIA_TYPE.encode()),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ]
             for event in (
                 h11.Response(status_code=error.document.status, headers=headers, reason=b"Bad Request"),
-                h11.Data(data=encode(error.document, JSON)),
+                h11.Data(data=body),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event))
-            self.transport.close()
+            self._end_after_the_client()
+
+        def _end_after_the_client(self) -> None:
+            """Close the connection once the client has, or after the time for a request.
+
+            If it were closed while bytes of the client are unread, the client could lose the answer: the system would
+            reset the connection.
+            """
+            if not self.transport.can_write_eof():  # TLS
+                self.transport.close()
+                return
+            self._is_refused = True
+            self.transport.write_eof()
+            if self._request_timer is None:
+                self._expect_request()
 
         def _expect_request(self) -> None:
             self._request_timer = self.loop.call_later(limits.request_timeout_s, self.transport.abort)

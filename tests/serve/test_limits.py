@@ -60,6 +60,17 @@ def test_a_body_that_is_too_large_is_refused(running: RunningService) -> None:
         assert read_to_end(connection).startswith(b"HTTP/1.1 413 ")
 
 
+def test_the_answer_to_an_endless_head_reaches_a_client_that_still_sends(running: RunningService) -> None:
+    """Regression: the server closed the connection while bytes were unread, and the system reset it."""
+    with connect(running) as connection:
+        connection.sendall(b"GET /" + b"x" * 500_000)
+        received = b""
+        while piece := connection.recv(65_536):  # raises ConnectionResetError if the answer is lost
+            received += piece
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert b"content-length: " in received.lower()
+
+
 def test_a_client_that_does_not_send_its_whole_request_is_dropped(running: RunningService) -> None:
     with ExitStack() as stack:
         connections = [stack.enter_context(connect(running)) for _ in range(3)]
