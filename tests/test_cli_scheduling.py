@@ -390,6 +390,7 @@ class TestMigrations:
         assert details["classes"]["VCPU"] == {"total": 8, "used": 2, "claimed": 0, "free": 6}
         assert details["allocations"]["shown"]["hints"]["force_nodes"] == ["forget-1"]
         assert (details["status"], details["is_open"], details["cordon"]) == ("up", True, None)
+        assert details["findings"] == []
         site.run("node", "cordon", "forget-1", "--reason", "new disk", "--by", "ann")
         printed = site.run("node", "show", "forget-1").stdout
         assert "draining, zone az1, last seen" in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from nodestate.config import Config
 from nodestate.designs.inspection import DesignStatus, HeadStatus
 from nodestate.designs.reader import Reader
 from nodestate.errors import BrokerUnavailableError
-from nodestate.findings import FINDINGS, broker_checks, health_of
+from nodestate.findings import FINDINGS, broker_checks, examine_node, health_of
 from nodestate.findings.agent_checks import examine_leaving
 from nodestate.findings.broker_checks import examine_refused_clocks
 from nodestate.findings.design_checks import examine_design
@@ -117,7 +118,9 @@ def well_cell(**states: dict[str, Any]) -> SimulatedCell:
 
 def view_of(world: SimulatedCell) -> Any:
     _, stores = world.connected(lambda server: FaultyStore(MemoryStore(server), all_well))
-    return Reader(world.config, stores=stores, clock=world.clock).read(max_age=60.0, on_stale="flag")
+    return Reader(world.config, stores=stores, clock=world.clock).read(
+        max_age=60.0, node_max_age=math.inf, on_stale="flag"
+    )
 
 
 def test_a_node_that_leaves_with_instances_is_named_until_they_are_gone() -> None:
@@ -133,6 +136,44 @@ def test_a_node_that_leaves_with_instances_is_named_until_they_are_gone() -> Non
     world.agents["full"].publisher.report({"inventory": {"VCPU": {"total": 8}}})
     world.run_well(2.0)
     assert list(examine_leaving(view_of(world))) == []
+
+
+def test_findings_of_a_node_are_those_about_itself_and_name_it() -> None:
+    """Each fault of a node that the doctor sums up over all nodes; a node beside it has none."""
+    inventory = {"inventory": {"VCPU": {"total": 8}}}
+    hosting = {**inventory, "allocations": {"i1": {"resources": {"VCPU": 1}}}}
+    refusals = {"order": {"reason": "expired", "at": 0.0}}
+    same_name = {"hosts": ["one", "other"], "at": 0.0}
+    world = well_cell(
+        full=hosting,
+        good=inventory,
+        large={"inventory": {"VCPU": {"total": 9}}},
+        late={**inventory, "namespaces": {"nodestate": {"refused": refusals}}},
+        twice={**inventory, "namespaces": {"nodestate": {"same_name": same_name}}},
+        silent=inventory,
+    )
+    world.agents["full"].publisher.leave()
+    del world.agents["silent"]
+    world.run_well(60.0)
+    config = msgspec.structs.replace(world.config, inventory_ceilings=("VCPU=8",))
+    view = view_of(world)
+
+    def codes_of(node: str, now: float = 1.0) -> list[str]:
+        findings = list(examine_node(config, view, node, now))
+        assert {one.about for one in findings} <= {node}
+        return [one.code for one in findings if one.code != "clock-ahead"]
+
+    assert codes_of("good") == []
+    assert codes_of("missing") == []
+    assert codes_of("full") == ["agents-unresponsive", "leaving-with-instances"]
+    assert codes_of("large") == ["inventory-over-ceiling"]
+    assert codes_of("late") == ["orders-expired"]
+    assert codes_of("twice") == ["node-name-conflict"]
+    assert codes_of("silent") == ["agents-unresponsive"]
+    assert [one.code for one in examine_node(config, view, "good", view.nodes["good"].reported_at - 3)] == [
+        "clock-ahead"
+    ]
+    assert list(examine_node(config, view, "good", view.nodes["good"].reported_at)) == []
 
 
 def test_a_broker_that_blocks_publishers_under_an_alarm_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from nodestate.cli.scheduling import (
 )
 from nodestate.designs.reader import Reader
 from nodestate.errors import NodestateError
+from nodestate.findings import Finding, examine_node
 from nodestate.model import Receipt
 from nodestate.scheduling import (
     NodeDetails,
@@ -52,24 +54,27 @@ def command() -> None:
 @click.argument("node", metavar="NODE", type=NODE)
 @max_age_option
 def show(run: Run, node: str, max_age: float | None) -> None:
-    """Show NODE in full: amounts with claims, allocations with hints, last sign of life, cordon and conditions.
+    """Show NODE in full: amounts with claims, allocations with hints, last sign of life, cordon, conditions, findings.
 
-    Conditions: cordoned, stale, incomplete, damaged, exceeds-ceilings, left, same-name, claims-unsure. 'nodestate
-    doctor' explains them, and says how each is remedied.
+    Conditions: cordoned, stale, incomplete, damaged, exceeds-ceilings, left, same-name, claims-unsure. Findings are the
+    faults that 'nodestate doctor' finds on this node, each with its remedy.
 
     JSON: {"node", "status", "is_open", "zone", "incarnation", "generation", "reported_at", "last_seen_s",
     "clock_ahead_s", "classes", "traits", "aggregates", "taints", "allocations", "claims", "cordon", "conditions",
-    "namespaces"}.
+    "namespaces", "findings": [{"code", "severity", "subject", "says", "remedy", "docs"}]}.
     """
     with open_scheduler(run, boots=False, max_age=max_age) as scheduler:
         details = node_details(scheduler.session, node)
+        view = scheduler.refresher.reader.read(max_age=math.inf, node_max_age=math.inf, on_stale="flag")
+    findings = list(examine_node(run.config, view, node, time.time()))
     if run.as_json:
-        run.print_json(msgspec.to_builtins(details))
+        documents = [msgspec.to_builtins(finding.document()) for finding in findings]
+        run.print_json({**msgspec.to_builtins(details), "findings": documents})
     else:
-        _print_details(run, details)
+        _print_details(run, details, findings)
 
 
-def _print_details(run: Run, details: NodeDetails) -> None:
+def _print_details(run: Run, details: NodeDetails, findings: Sequence[Finding]) -> None:
     seen = "no sign of life is known" if details.last_seen_s is None else f"last seen {details.last_seen_s:.1f} s ago"
     zone = f", zone {details.zone}" if details.zone else ""
     closed = "" if details.is_open else "; it gets no instances"
@@ -84,6 +89,9 @@ def _print_details(run: Run, details: NodeDetails) -> None:
     for title, words in (*lists, ("aggregates", details.aggregates), ("taints", details.taints)):
         if words:
             run.out.print(f"{title}: {', '.join(words)}", markup=False, soft_wrap=True)
+    for finding in findings:
+        text = f"{finding.level} {finding.code}: {finding.says}; {finding.advice}"
+        run.out.print(text, markup=False, soft_wrap=True)
     table = make_table("class", "total>", "used>", "claimed>", "free>")
     for name, one in details.classes.items():
         table.add_row(Text(name), *(f"{amount:,}" for amount in (one.total, one.used, one.claimed, one.free)))

@@ -5,26 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, Final
 
 from nodestate.agent.incarnation import files_ahead, state_directory
-from nodestate.agent.name_conflicts import PRESENCE_HEARTBEATS_COUNT
 from nodestate.config import Config
-from nodestate.errors import CorruptItemError
 from nodestate.findings.finding import Finding, found, well
-from nodestate.model import NodeRecord
+from nodestate.findings.node_checks import (
+    SKEW_S,
+    allocations_count,
+    examine_name,
+    refused_as_expired,
+    unresponsive_after_s,
+)
 from nodestate.model.inventory_ceilings import InventoryCeilings
 from nodestate.text import count_text, span_text
 from nodestate.view.view import View
-
-SKEW_S: Final = 2.0
-"""A node whose clock is more than this number of seconds ahead is named in a finding."""
-EXPIRED_S: Final = 600.0
-"""Seconds for which a node that refused an order as expired is named in a finding."""
-RECENT_PRESENCES_COUNT: Final = 3
-"""Two agents of one node are a finding until the second one has sent no presence for this number of intervals."""
-SILENT_HEARTBEATS: Final = 3
-"""A node that gave no sign of life for this number of heartbeats is named in a finding."""
 
 
 def examine_agents(config: Config, view: View) -> Iterator[Finding]:
@@ -35,8 +29,7 @@ def examine_agents(config: Config, view: View) -> Iterator[Finding]:
         yield found("cell-unreadable", "agents", "not known, because no partition can be read", "see the lines above")
         return
     ages = {name: view.node_age(name) for name in view.nodes}
-    silent_s = SILENT_HEARTBEATS * config.heartbeat_s + 2
-    silent = sorted(name for name, age in ages.items() if age > silent_s)
+    silent = sorted(name for name, age in ages.items() if age > unresponsive_after_s(config))
     if silent:
         longest = max(silent, key=ages.__getitem__)
         since = f"for {span_text(ages[longest])}" if math.isfinite(ages[longest]) else "so far"
@@ -82,7 +75,7 @@ def examine_clocks(view: View, now: float) -> Iterator[Finding]:
             "correct the time of these nodes (NTP): schedulers allow for the difference, but consumers refuse events "
             "of a clock that is too far ahead",
         )
-    expired = sorted(record.name for record in view.nodes.records() if record.live and _refused_as_expired(record, now))
+    expired = sorted(record.name for record in view.nodes.records() if record.live and refused_as_expired(record, now))
     if expired:
         of_all = f"{len(expired):,} of {count_text(len(ahead), 'node')}"
         says = f"{of_all} refused orders as expired, for example {expired[0]}"
@@ -97,33 +90,17 @@ def examine_clocks(view: View, now: float) -> Iterator[Finding]:
 
 def examine_names(config: Config, view: View, now: float) -> Iterator[Finding]:
     """Examine whether two agents report the same node. ``now`` is this machine's time, in seconds since 1970."""
-    recent_s = RECENT_PRESENCES_COUNT * PRESENCE_HEARTBEATS_COUNT * config.heartbeat_s
     for record in view.nodes.records():
-        if not record.live or b"same_name" not in record.rest:  # decodes only the few states that may name two agents
-            continue
-        same_name = _map_in(record, "same_name")
-        hosts, at = same_name.get("hosts"), same_name.get("at")
-        if isinstance(hosts, list) and len(hosts) == 2 and isinstance(at, int | float) and now - at < recent_s:
-            yield found(
-                "node-name-conflict",
-                "agents",
-                f"two agents report {record.name}: one on {hosts[0]}, whose state is shown, and one on {hosts[1]}, "
-                "which was told to stop reporting",
-                "stop one of the two agents, or give its node another name and restart it",
-            )
+        if record.live:
+            yield from examine_name(config, record, now)
 
 
 def examine_leaving(view: View) -> Iterator[Finding]:
     """Name nodes that are down although they have instances: they left, or their agents say that they are down."""
     hosting = {}
     for record in view.nodes.records():
-        if record.live and record.status == "down" and b"allocations" in record.rest:  # decodes only these few states
-            try:
-                allocations = record.state().get("allocations")
-            except CorruptItemError:
-                continue
-            if isinstance(allocations, dict) and allocations:
-                hosting[record.name] = len(allocations)
+        if record.live and record.status == "down" and (count := allocations_count(record)):
+            hosting[record.name] = count
     if hosting:
         most = max(sorted(hosting), key=hosting.__getitem__)
         yield found(
@@ -153,29 +130,3 @@ def examine_inventories(config: Config, view: View) -> Iterator[Finding]:
             f"in inventory_ceilings, as in {node}/CLASS=N"
         )
         yield found("inventory-over-ceiling", "agents", says + excess[node], advice)
-
-
-def _refused_as_expired(record: NodeRecord, now: float) -> bool:
-    """Return whether a node's state lists an order that was refused as expired, less than ``EXPIRED_S`` ago."""
-    if b"expired" not in record.rest:  # decodes only the few states that may list one
-        return False
-    for one in _map_in(record, "refused").values():
-        if isinstance(one, dict) and one.get("reason") == "expired":
-            at = one.get("at")
-            if isinstance(at, int | float) and now - at < EXPIRED_S:
-                return True
-    return False
-
-
-def _map_in(record: NodeRecord, field: str) -> dict[str, Any]:
-    """Return one field of ``namespaces.nodestate`` in a node's state, if it is a map; otherwise an empty map.
-
-    The map is also empty if the stored state is damaged.
-    """
-    try:
-        inside: Any = record.state()
-    except CorruptItemError:
-        return {}
-    for name in ("namespaces", "nodestate", field):
-        inside = inside.get(name) if isinstance(inside, dict) else None
-    return inside if isinstance(inside, dict) else {}

@@ -17,7 +17,7 @@ from typing import Final
 from starlette.datastructures import Headers
 
 from nodestate.errors import ConfigError
-from nodestate.serve.problems import blank, problem
+from nodestate.serve.problems import ProblemError, blank, problem
 from nodestate.serve.tokens import Role, TokenFile, TokenHolder
 
 COOKIE: Final = "nodestate_token"
@@ -88,6 +88,14 @@ class Access:
                 "unauthorized", f"this needs the role {role}; the token of {holder.name} has {holder.role}", status=403
             )
         return holder
+
+    def permits(self, role: Role, method: str, headers: Headers) -> bool:
+        """True if the headers of a request still have a token of this role, as ``require_role`` says."""
+        try:
+            self.require_role(role, method, headers)
+        except ProblemError:
+            return False
+        return True
 
 
 def token_of(headers: Headers) -> str:

@@ -45,6 +45,8 @@ class ApiCall(Generic[P]):
     """True if the request came by TLS."""
     abort: Callable[[], None]
     """Drops the client at once, without a response."""
+    is_permitted: Callable[[], bool]
+    """Returns False once the token of the request was withdrawn. A stream asks from time to time."""
 
 
 @dataclass(frozen=True)

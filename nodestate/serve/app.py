@@ -143,6 +143,7 @@ async def _call_of(service: Service, access: Access, limits: Limits, route: ApiR
         request.url.path,
         is_tls=request.url.scheme == "https",
         abort=request.scope.get(ABORT, lambda: None),
+        is_permitted=lambda: access.permits(route.role, request.method, request.headers),
     )
 
 

@@ -1,7 +1,8 @@
 """Examination of the whole cell: the findings of ``nodestate doctor``, for the routes of findings and of health.
 
 An examination connects to the broker and to all stores, and asks the agents for a sign of life, so it takes seconds. It
-runs in a thread of its own, and only when a request asks for it. Requests within ``REUSE_S`` share one.
+runs in a thread of its own, and only when a request or a client of events asks for it. Requests within ``REUSE_S``
+share one.
 """
 
 from __future__ import annotations
@@ -46,11 +47,18 @@ class CellExamination:
     Args:
         config: settings of the cell.
         examine: examines a cell; called in the thread.
+        on_examined: called in the event loop with the findings of each examination that ended without an error.
     """
 
-    def __init__(self, config: Config, examine: Callable[[Config, Control], Iterable[Finding]] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        examine: Callable[[Config, Control], Iterable[Finding]] | None = None,
+        on_examined: Callable[[list[Finding]], None] = lambda _findings: None,
+    ) -> None:
         self._config = config
         self._examine = examine or examined
+        self._on_examined = on_examined
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="nodestate-examine")
         # The examination that runs or ended last; None before the first one.
         self._last: asyncio.Future[Examination] | None = None
@@ -65,6 +73,7 @@ class CellExamination:
         last = self._last
         if last is None or (last.done() and (last.exception() is not None or _is_old(last.result()))):
             last = asyncio.get_running_loop().run_in_executor(self._pool, self._run, control)
+            last.add_done_callback(self._report)
             self._last = last
         done, _ = await asyncio.wait([last], timeout=TIMEOUT_S)
         if not done:
@@ -74,6 +83,10 @@ class CellExamination:
     def close(self) -> None:
         """End the thread after the present examination."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _report(self, ended: asyncio.Future[Examination]) -> None:
+        if not ended.cancelled() and ended.exception() is None:
+            self._on_examined(ended.result().findings)
 
     def _run(self, control: Control) -> Examination:
         return Examination(list(self._examine(self._config, control)), time.monotonic())

@@ -1,7 +1,8 @@
 """The event hub: the last events of the cell, and the clients that follow them.
 
 Each event is encoded and compressed once for all clients, so a client costs one write for each event. A client whose
-queue is full is dropped: it does not take events as fast as they happen, and connects again from its last event.
+queue is full is dropped: it does not take events as fast as they happen, and connects again from its last event. The
+stream of a client whose token was withdrawn ends.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ RING_BYTES: Final = 8_000_000
 """Events that are kept for clients that connect again: at most this many, and this many bytes."""
 QUEUE_EVENTS_COUNT: Final = 200
 """Events that may wait for one client; a client with more is dropped."""
+TOKEN_CHECK_S: Final = 1.0
+"""Seconds between two looks whether the tokens of the clients are still valid."""
 
 _log: Final = structlog.get_logger("nodestate.serve.event_hub")
 
@@ -68,13 +71,23 @@ def deflated(text: bytes) -> bytes:
 
 
 class StreamClient:
-    """A client that follows topics."""
+    """A client that follows topics.
 
-    def __init__(self, topics: frozenset[str], drop: Callable[[], None]) -> None:
+    Args:
+        topics: the topics.
+        drop: ends its connection at once.
+        is_permitted: returns False once its token was withdrawn.
+    """
+
+    def __init__(
+        self, topics: frozenset[str], drop: Callable[[], None], is_permitted: Callable[[], bool] = lambda: True
+    ) -> None:
         self.topics = topics
         """The topics that it follows."""
         self.queue: asyncio.Queue[StreamEvent | None] = asyncio.Queue(QUEUE_EVENTS_COUNT)
         """Events to send; None: the stream ends."""
+        self.is_permitted = is_permitted
+        """Returns False once its token was withdrawn."""
         self._drop = drop
 
     def follows(self, event: StreamEvent) -> bool:
@@ -89,6 +102,12 @@ class StreamClient:
             self._drop()
             return False
         return True
+
+    def end(self) -> None:
+        """End the stream without the events that wait."""
+        while not self.queue.empty():
+            self.queue.get_nowait()
+        self.queue.put_nowait(None)
 
 
 class EventHub:
@@ -156,6 +175,14 @@ class EventHub:
         self._ring.clear()
         self._ring_bytes = 0
         self._run = secrets.token_hex(4)
+
+    async def end_withdrawn_streams(self) -> None:
+        """End the streams of clients whose token is withdrawn, until this task is cancelled."""
+        while True:
+            await asyncio.sleep(TOKEN_CHECK_S)
+            for client in [client for client in self.clients if not client.is_permitted()]:
+                self.clients.discard(client)
+                client.end()
 
     def close(self) -> None:
         """End all streams."""

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from nodestate.serve.api_route import ApiCall, ApiRoute
 from nodestate.serve.decisions import DecisionEvent
 from nodestate.serve.event_hub import TOPICS, ResetEvent, StreamClient, StreamEvent
+from nodestate.serve.finding_events import TOPIC, FindingsEvent
 from nodestate.serve.fleet_events import PartitionsEvent
 from nodestate.serve.node_board import NodesEvent
 from nodestate.serve.problems import problem
@@ -27,7 +28,8 @@ from nodestate.serve.service import Service
 KEEP_ALIVE_S: Final = 15.0
 """Seconds without an event after which a comment is sent, so that proxies keep the connection."""
 MAX_STREAM_S: Final = 3_600.0
-"""A stream ends after this many seconds, and the client resumes it; so a token that was withdrawn counts no longer."""
+"""A stream ends after this many seconds, and the client resumes it. So clients return to a service that was restarted
+behind the same name."""
 GZIP_HEAD: Final = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 GZIP_LAST_BLOCK: Final = b"\x03\x00"
 _TOPIC: Final = "(" + "|".join(TOPICS) + ")"
@@ -53,7 +55,7 @@ async def get_events(call: ApiCall[EventsParameters]) -> ApiResponse:
             "overloaded",
             f"the service has as many clients of events as it accepts, {service.max_streams} (--max-streams)",
         )
-    client = StreamClient(frozenset(call.parameters.topics.strip().split(",")), call.abort)
+    client = StreamClient(frozenset(call.parameters.topics.strip().split(",")), call.abort, call.is_permitted)
     last_id = call.headers.get("last-event-id", "")
     sequence = hub.sequence_of(last_id) if last_id else None
     missed = hub.events_after(sequence) if sequence is not None else None
@@ -63,6 +65,8 @@ async def get_events(call: ApiCall[EventsParameters]) -> ApiResponse:
             first = list(missed)
         else:
             opening, sequence = await service.fleet_events.opening(client.topics)
+            if TOPIC in client.topics:
+                opening += service.finding_events.opening()
             reset = StreamEvent(0, "", "", "reset", ResetEvent("gone" if last_id else "start"))
             first = [reset, *opening, *(hub.events_after(sequence) or ())]
     except BaseException:
@@ -71,6 +75,8 @@ async def get_events(call: ApiCall[EventsParameters]) -> ApiResponse:
     first = [event for event in first if client.follows(event)]
     while not client.queue.empty():  # they are in ``first``
         client.queue.get_nowait()
+    if client not in hub.clients:  # its stream was ended meanwhile
+        client.end()
     gzip = "gzip" in call.headers.get("accept-encoding", "")
     return ApiResponse(asgi=EventStream(service, client, first, gzip=gzip))
 
@@ -166,6 +172,12 @@ ROUTES = (
         None,
         EventsParameters,
         media_types=("text/event-stream",),
-        events={"reset": ResetEvent, "nodes": NodesEvent, "partitions": PartitionsEvent, "decisions": DecisionEvent},
+        events={
+            "reset": ResetEvent,
+            "nodes": NodesEvent,
+            "partitions": PartitionsEvent,
+            "findings": FindingsEvent,
+            "decisions": DecisionEvent,
+        },
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import time
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from nodestate.errors import CorruptItemError, NotFoundError, StaleViewError
+from nodestate.findings import FindingDocument, examine_node
 from nodestate.model import NodeRecord
 from nodestate.model.partitioning import partition_of
 from nodestate.serve.api_route import VIEW_HEADERS, ApiCall, ApiRoute
@@ -91,6 +93,7 @@ class NodeDetail(NodeSummary):
         Meta(description="Seconds since the owner of the node's partition is known to have been caught up, or null."),
     ]
     damaged: Annotated[bool, Meta(description="True if the stored state is damaged; it is shown empty.")]
+    findings: Annotated[list[FindingDocument], Meta(description="What is wrong with this node, with the remedy.")]
     state: FreeState
 
 
@@ -193,6 +196,7 @@ async def get_node(call: ApiCall[NodeParameters]) -> ApiResponse:
         position=PositionDocument(f"{partition.table.epoch:x}", partition.table.offset),
         age=finite_or_none(view.partition_age(partition.partition)),
         damaged=damaged,
+        findings=[one.document() for one in examine_node(call.service.config, view, record.name, time.time())],
         state=state,
     )
     return ApiResponse(document, headers=view_headers(published))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from nodestate.config import Config
 from nodestate.designs.control import Control
@@ -17,6 +18,7 @@ from nodestate.serve.cell_examination import CellExamination
 from nodestate.serve.cell_inspection import CellInspection
 from nodestate.serve.event_hub import EventHub
 from nodestate.serve.feeds import Feeds
+from nodestate.serve.finding_events import FindingEvents
 from nodestate.serve.fleet_events import FleetEvents
 from nodestate.serve.limits import MAX_STREAMS_COUNT
 from nodestate.serve.node_history import NodeHistory
@@ -60,19 +62,28 @@ class Service:
         """The thread that encodes."""
         self.inspection = CellInspection(config, open_inspector)
         """Reads heads and queues in a thread of its own."""
-        self.examination = CellExamination(config, examine)
-        """Examines the cell in a thread of its own."""
         self.hub = EventHub()
         """The events that clients follow."""
+        self.finding_events = FindingEvents(self.hub)
+        """Publishes the findings of examinations as events."""
+        self.examination = CellExamination(config, examine, self.finding_events.on_examined)
+        """Examines the cell in a thread of its own."""
         self.fleet_events = FleetEvents(self.hub, self.workers)
         """Publishes the changes of views as events."""
         self.scheduling = Scheduling(config, open_scheduler, self.hub)
         """The thread of the scheduler, its operations and its decisions."""
+        # Tasks that run until the service stops.
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Start all parts. Call it in the event loop."""
         self.feeds.start()
         self.scheduling.start()
+        control = partial(self.feeds.main.control_or_settings, self.config)
+        self._tasks = [
+            asyncio.create_task(self.hub.end_withdrawn_streams()),
+            asyncio.create_task(self.finding_events.examine(self.examination, control)),
+        ]
 
     def end_waits(self) -> None:
         """End all streams, and let no request wait: the server is about to stop."""
@@ -82,6 +93,9 @@ class Service:
 
     async def stop(self) -> None:
         """Stop all parts, in the reverse order."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(self.feeds.stop(), self.scheduling.stop())
         self.inspection.close()
         self.examination.close()

@@ -50,6 +50,8 @@ class TokenFile:
         # Holders by the SHA-256 of their tokens: a look-up by hash takes no longer for a token that is nearly right.
         self._holders, self._version = self._read()
         self._checked_at = time.monotonic()
+        # Why the file could not be read at the last look; empty if it could.
+        self._reason = ""
 
     def holder_of(self, token: str) -> TokenHolder | None:
         """Return the holder of a token; None if the file does not have it."""
@@ -108,8 +110,11 @@ class TokenFile:
             if (status.st_mtime_ns, status.st_ino) != self._version:
                 self._holders, self._version = self._read()
                 _log.info("tokens read again", file=str(self._path), count=len(self._holders))
+            self._reason = ""
         except (OSError, ConfigError) as error:
-            _log.error("the tokens before the change stay in force", file=str(self._path), why=str(error))
+            if str(error) != self._reason:  # it is looked at once a second
+                _log.error("the tokens before the change stay in force", file=str(self._path), why=str(error))
+            self._reason = str(error)
 
 
 def _hash_of(token: str) -> bytes:

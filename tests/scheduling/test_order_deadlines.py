@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from nodestate.findings.agent_checks import EXPIRED_S, examine_clocks
+from nodestate.findings.agent_checks import examine_clocks
+from nodestate.findings.node_checks import EXPIRED_S
 from nodestate.model.orders import Build, Order
 from nodestate.ports import WriteStatus
 from nodestate.scheduling.orders.boot import Booted, Failed

@@ -143,3 +143,10 @@ class RunningService:
     def get(self, path: str, **headers: str) -> httpx.Response:
         """Send a GET request; underscores in the names of headers stand for hyphens."""
         return self.client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def publish(running: RunningService, topic: str, document: Any) -> None:
+    """Publish an event in the event loop of the service."""
+    loop = running.service.feeds.main._loop
+    assert loop is not None
+    loop.call_soon_threadsafe(running.service.hub.publish, topic, document)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -18,11 +19,12 @@ from nodestate.errors import ConfigError
 from nodestate.serve import tokens as tokens_module
 from nodestate.serve.access import COOKIE, Access, require_safe
 from nodestate.serve.app import ROUTES
+from nodestate.serve.event_hub import ResetEvent
 from nodestate.serve.problems import ProblemError
 from nodestate.serve.server import tls_context
 from nodestate.serve.tokens import ROLES, TokenFile
 from tests.machines.simulated_cell import SimulatedCell
-from tests.serve.running_service import RunningService
+from tests.serve.running_service import RunningService, publish
 
 TOKENS = {role: f"{role}-token-".ljust(40, "x") for role in ROLES[1:]}
 
@@ -124,6 +126,28 @@ def test_a_changed_file_counts_from_then_on_and_a_damaged_one_changes_nothing(
     assert loaded.holder_of(new) == holder
     file.unlink()
     assert loaded.holder_of(new) == holder
+
+
+def test_the_open_stream_of_a_withdrawn_token_ends_and_that_of_another_one_goes_on(file: Path) -> None:
+    """Each request checks its token, but a stream is one request for an hour."""
+    with RunningService.over(SimulatedCell(), access=Access(TokenFile(str(file)))) as running, ExitStack() as stack:
+        streams = {
+            role: stack.enter_context(
+                running.client.stream(
+                    "GET", "/v1/events?topics=decisions", headers={"Authorization": f"Bearer {TOKENS[role]}"}
+                )
+            )
+            for role in ("read", "schedule")
+        }
+        lines = {role: stream.iter_lines() for role, stream in streams.items()}
+        assert {next(one) for one in lines.values()} == {"retry: 1000"}
+        kept = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("read ")]
+        file.write_text("\n".join(kept), encoding="utf-8")
+        assert [line for line in lines["read"] if line.startswith("data")] == ['data: {"reason":"start"}']
+        assert len(running.service.hub.clients) == 1
+        publish(running, "decisions", ResetEvent("of a test"))
+        while "of a test" not in next(lines["schedule"]):
+            pass
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from nodestate.serve.event_hub import EventHub, StreamEvent
 from nodestate.serve.limits import Limits
 from nodestate.serve.node_board import NodeBoard, NodesEvent
 from tests.machines.simulated_cell import SimulatedCell
-from tests.serve.running_service import RunningService
+from tests.serve.running_service import RunningService, publish
 
 NODES = [f"node-{n}" for n in range(6)]
 STATUSES = {"u": "up", "d": "draining", "m": "maintenance", "x": "down"}
@@ -283,13 +283,6 @@ def test_a_client_that_does_not_take_its_events_is_dropped_and_others_get_them(
                 pass
         except ConnectionResetError:
             pass
-
-
-def publish(running: RunningService, topic: str, document: Any) -> None:
-    """Publish an event in the event loop of the service."""
-    loop = running.service.feeds.main._loop
-    assert loop is not None
-    loop.call_soon_threadsafe(running.service.hub.publish, topic, document)
 
 
 def test_a_stream_ends_in_time_and_when_the_service_stops(

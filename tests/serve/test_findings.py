@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from harness.waiting import wait_until
 from nodestate.config import Config
 from nodestate.designs.control import Control, record_from_settings
 from nodestate.errors import StoreUnavailableError
 from nodestate.findings import Finding
 from nodestate.findings.finding import found, well
-from nodestate.serve import cell_examination
+from nodestate.serve import cell_examination, finding_events
 from nodestate.store.memory import process_server
 from nodestate.testing import ManualClock
 from tests.partition_owner import Owner, report
@@ -121,6 +123,38 @@ def test_a_failed_examination_is_a_problem_and_is_tried_again(running: RunningSe
     assert running.get("/health").status_code == 503
     doctor.error = None
     assert running.get("/health").json()["status"] == "pass"
+
+
+def test_a_stream_gets_an_event_when_a_finding_appears_or_goes(
+    running: RunningService, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures that change are no news. Without a client of the topic, nothing is examined for events."""
+    monkeypatch.setattr(cell_examination, "REUSE_S", 0.0)
+    monkeypatch.setattr(finding_events, "LOOK_S", 0.01)
+    backlog, silent = "queue-backlog", "agents-unresponsive"
+    with running.client.stream("GET", "/v1/events?topics=decisions") as other:
+        next(other.iter_lines())
+    assert doctor.examinations_count == 0
+    with running.client.stream("GET", "/v1/events?topics=findings") as stream:
+        events = (json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))
+        assert next(events) == {"reason": "start"}
+        assert next(events) == {"findings": [], "appeared": [], "gone": []}
+        doctor.findings = [found(backlog, "queues", "7 events wait"), found(silent, "agents", "3 of 4 nodes")]
+        event = next(events)
+        assert event["appeared"] == [{"code": backlog, "subject": "queues"}, {"code": silent, "subject": "agents"}]
+        assert event["gone"] == []
+        assert [one["says"] for one in event["findings"]] == ["7 events wait", "3 of 4 nodes"]
+        doctor.findings = [found(backlog, "queues", "8 events wait"), found(silent, "agents", "2 of 4 nodes")]
+        seen = doctor.examinations_count
+        wait_until(lambda: doctor.examinations_count > seen + 1, "the cell is not examined again")
+        doctor.findings = [found(backlog, "queues", "9 events wait")]
+        event = next(events)
+        assert (event["appeared"], event["gone"]) == ([], [{"code": silent, "subject": "agents"}])
+        assert [one["says"] for one in event["findings"]] == ["9 events wait"]
+        with running.client.stream("GET", "/v1/events?topics=findings") as late:
+            lines = (line for line in late.iter_lines() if line.startswith("data: "))
+            next(lines)
+            assert [one["code"] for one in json.loads(next(lines)[6:])["findings"]] == [backlog]
 
 
 def test_without_a_broker_the_findings_are_those_of_stores_and_nodes() -> None:
