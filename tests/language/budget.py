@@ -12,7 +12,6 @@ BUDGET_FILE: Final = Path(__file__).parent / "budget.toml"
 SPLIT: Final = ("nodestate", "bench", "tests", "docs")
 """Folders whose parts have a budget each."""
 WHOLE: Final = ("harness", "README.md", "CHANGELOG.md")
-MAX_HITS_PER_1000_WORDS: Final = 1.5
 _HEADER: Final = """\
 # How many sentence shapes to avoid (tests/language/shapes.py) each folder may have. A number may only fall:
 # python -m tests.language --lower
