@@ -132,6 +132,46 @@ def test_silent_node_is_stale_by_itself(world: SimulatedCell, reader: Reader) ->
     assert caught.value.nodes == ("node-3",)
 
 
+def test_a_silent_node_is_told_while_the_view_is_refused_for_its_own_age(world: SimulatedCell, reader: Reader) -> None:
+    """One dead node must not cost a scheduler all others, and an old view must not pass for a new one."""
+    del world.agents["node-3"]
+    world.run_well(60)
+    view = reader.read(max_age=5.0, node_max_age=15.0, on_unresponsive="flag")
+    assert (view.stale, sorted(view.nodes)) == ({"node-3"}, NODES)
+    view = reader.read(max_age=5.0, node_max_age=15.0, on_unresponsive="exclude")
+    assert (view.stale, sorted(view.nodes)) == ({"node-3"}, [name for name in NODES if name != "node-3"])
+    world.pass_time(30)
+    for decision in ("flag", "exclude"):
+        with pytest.raises(StaleViewError) as caught:
+            reader.read(max_age=5.0, node_max_age=15.0, on_unresponsive=decision)
+        assert (caught.value.max_age, caught.value.partitions, caught.value.nodes) == (5.0, (0, 1), ())
+
+
+def test_a_silent_node_refuses_a_view_that_may_be_old(world: SimulatedCell, reader: Reader) -> None:
+    """The other way round: old partitions are accepted, and the error names the node and its bound."""
+    del world.agents["node-3"]
+    world.run_well(60)
+    for decision in ("flag", "exclude"):
+        with pytest.raises(StaleViewError) as caught:
+            reader.read(max_age=0.0, node_max_age=15.0, on_stale=decision, on_unresponsive="refuse")
+        assert (caught.value.max_age, caught.value.partitions, caught.value.nodes) == (15.0, (), ("node-3",))
+    with pytest.raises(TypeError, match="on_unresponsive"):
+        reader.read(max_age=5.0, on_unresponsive="whatever")  # type: ignore[arg-type]
+
+
+def test_incomplete_nodes_are_left_out_by_the_decision_on_partitions(world: SimulatedCell, reader: Reader) -> None:
+    """A node whose newest state is not known may well be alive."""
+    publisher = world.agents["node-4"].publisher
+    publisher.change({"usage": {"VCPU": 2}})
+    world.lose_message(partition_of("node-4", 2), 0)
+    publisher.change({"usage": {"VCPU": 3}})
+    world.members[0].step()
+    told = reader.read(max_age=5.0, node_max_age=60.0, on_unresponsive="exclude")
+    assert (told.incomplete, told.left_out) == ({"node-4"}, ())
+    excluding = reader.read(max_age=5.0, node_max_age=60.0, on_stale="exclude", on_unresponsive="flag")
+    assert (excluding.incomplete, excluding.left_out) == ({"node-4"}, {"node-4"})
+
+
 def test_messages_that_waited_in_the_queue_are_no_new_signs_of_life(world: SimulatedCell, reader: Reader) -> None:
     """Regression (I5): a node that died while no consumer ran counted as alive when its heartbeats were delivered."""
     silent = world.clock.monotonic()

@@ -101,6 +101,7 @@ class Reader:
         node_max_age: float | None = None,
         at_least: Receipt | None = None,
         on_stale: OnStale = "refuse",
+        on_unresponsive: OnStale | None = None,
         timeout: float = 0.0,
     ) -> View:
         """Refresh, and return a view within the caller's bounds.
@@ -116,17 +117,21 @@ class Reader:
             on_stale: decides about stale nodes. With ``"refuse"``, the read raises. With ``"exclude"``, the view lacks
                 them, and also lacks incomplete nodes. With ``"flag"``, the view has them and names them in
                 ``view.stale``.
+            on_unresponsive: decides about nodes over ``node_max_age`` in the same way, and ``on_stale`` then decides
+                about partitions only. None: as ``on_stale``.
             timeout: seconds for which the read refreshes again before it raises ``StaleViewError`` or ``BehindError``.
 
         Raises:
-            StaleViewError: if ``on_stale`` is ``"refuse"`` and a partition or a node is too old.
+            StaleViewError: if a partition is too old and ``on_stale`` is ``"refuse"``, or if a node is too old and
+                ``on_unresponsive`` is.
             BehindError: if the view does not contain ``at_least``.
-            TypeError: if no bound is given, or ``on_stale`` is none of the three words.
+            TypeError: if no bound is given, or one of the two decisions is none of the three words.
         """
         if max_age is None and node_max_age is None and at_least is None:
             raise TypeError("read() needs a bound: give max_age=…, node_max_age=… or at_least=…")
-        if on_stale not in ("exclude", "refuse", "flag"):
-            raise TypeError(f"on_stale must be 'exclude', 'refuse' or 'flag', not {on_stale!r}")
+        for name, word in (("on_stale", on_stale), ("on_unresponsive", on_unresponsive or on_stale)):
+            if word not in ("exclude", "refuse", "flag"):
+                raise TypeError(f"{name} must be 'exclude', 'refuse' or 'flag', not {word!r}")
         deadline = self._clock.monotonic() + timeout
         while True:
             try:
@@ -138,7 +143,7 @@ class Reader:
                         live.stored.design, self._clock.monotonic() - began, len(live.errors), len(live.followers)
                     )
                     view = View(self.design, self._live.states, frozenset(), (), self._columns, self._clock)
-                view = view.bounded(max_age, node_max_age, on_stale)
+                view = view.bounded(max_age, node_max_age, on_stale, on_unresponsive)
                 if at_least is not None:
                     view.require(at_least, timeout)
                 return view

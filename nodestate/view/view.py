@@ -15,6 +15,7 @@ from nodestate.model import NEVER, NodeRecord, Receipt, Version
 from nodestate.model.partitioning import partition_of
 from nodestate.ports import Clock
 from nodestate.text import age_text, count_text
+from nodestate.view.changed_nodes import all_nodes, changed_nodes, live_nodes
 from nodestate.view.columns import Columns, ColumnStore
 from nodestate.view.follower import PartitionState
 from nodestate.view.table import Table
@@ -200,31 +201,75 @@ class View:
         """Capacity and usage of all nodes as numpy arrays; computed from the columns of the view before."""
         return self._columns.of([p.table for p in self.partitions], self.left_out)
 
-    def bounded(self, max_age: float | None, node_max_age: float | None, on_stale: OnStale) -> View:
+    def changed_since(self, before: View) -> frozenset[str]:
+        """Return the names of the nodes that differ from an earlier view: they appeared, changed or are gone.
+
+        A name that ``nodes`` does not have is of a node that is gone. So this keeps a copy up to date::
+
+            for name in view.changed_since(before):
+                if name in view.nodes:
+                    copy[name] = view.nodes[name].state
+                else:
+                    copy.pop(name, None)
+
+        A node that became incomplete, or is complete again, counts as changed: its state may be the same, but
+        ``incomplete`` is not. A node that only one of the two reads left out counts as appeared or gone. That a node
+        became stale, or gave a sign of life, is no change. Partitions that became incomplete name no nodes: see
+        ``incomplete``.
+
+        If both views are of one reader, the cost is that of the changes, and not of the fleet. If a partition is of
+        another epoch than in ``before``, all of its nodes in either view are named, whether they differ or not. After a
+        switch to another design or number of partitions these are all nodes.
+        """
+        names: set[str] = set()
+        if before.design == self.design and len(before.partitions) == len(self.partitions):
+            for old, new in zip(before.partitions, self.partitions, strict=True):
+                names |= changed_nodes(old.table, new.table)
+        else:
+            names.update(*(all_nodes(state.table) for view in (before, self) for state in view.partitions))
+        if before.left_out or self.left_out:
+            names |= set(before.left_out) ^ set(self.left_out)
+        return frozenset(names)
+
+    def bounded(
+        self,
+        max_age: float | None,
+        node_max_age: float | None,
+        on_stale: OnStale,
+        on_unresponsive: OnStale | None = None,
+    ) -> View:
         """Return a view of the same commits, judged now by other bounds.
 
         Args:
             max_age: greatest age of a partition, in seconds; None: any.
             node_max_age: greatest age of a node, in seconds; None: any.
             on_stale: what becomes of stale nodes, as in ``Reader.read``.
+            on_unresponsive: what becomes of nodes over ``node_max_age``, as in ``Reader.read``.
 
         Raises:
-            StaleViewError: if ``on_stale`` is ``"refuse"`` and a partition or a node is too old.
+            StaleViewError: if a partition or a node is too old, and the view must be refused for it.
         """
+        on_unresponsive = on_unresponsive or on_stale
         states = self.partitions
         now = self._clock.monotonic()
-        stale: list[str] = []
-        for state in states:
-            stale += stale_nodes(state, now, max_age, node_max_age)
         late = [s.partition for s in states if max_age is not None and now - s.confirmed_at > max_age]
-        if on_stale == "refuse" and (stale or late):
+        of_late: set[str] = set().union(*(live_nodes(states[p].table) for p in late))
+        unresponsive: list[str] = []
+        if node_max_age is not None:
+            for state in states:
+                unresponsive += unresponsive_nodes(state, now, node_max_age)
+        if (late and on_stale == "refuse") or (unresponsive and on_unresponsive == "refuse"):
             age = now - min(state.confirmed_at for state in states)
-            cause = next((states[p].lost for p in late if states[p].lost), "")
-            bound = max_age if late and max_age is not None else node_max_age
-            raise StaleViewError(age, bound if bound is not None else 0.0, late, () if late else stale, cause)
+            if late and on_stale == "refuse" and max_age is not None:
+                cause = next((states[p].lost for p in late if states[p].lost), "")
+                raise StaleViewError(age, max_age, late, (), cause)
+            raise StaleViewError(age, node_max_age or 0.0, (), unresponsive)
         left_out: set[str] = set()
         if on_stale == "exclude":
-            left_out.update(stale, *(state.table.incomplete for state in states if state.table is not None))
+            left_out.update(of_late, *(state.table.incomplete for state in states if state.table is not None))
+        if on_unresponsive == "exclude":
+            left_out.update(unresponsive)
+        stale = of_late.union(unresponsive)
         if not stale and not left_out and not self.stale and not self.left_out:  # usually
             return self
         return View(self.design, states, frozenset(stale), left_out, self._columns, self._clock)
@@ -262,14 +307,10 @@ class View:
         )
 
 
-def stale_nodes(partition: PartitionState, now: float, max_age: float | None, node_max_age: float | None) -> list[str]:
-    """The live nodes of a partition that are over one of the bounds (seconds; None: no bound) at the time ``now``."""
+def unresponsive_nodes(partition: PartitionState, now: float, node_max_age: float) -> list[str]:
+    """The live nodes of a partition without a sign of life in the last ``node_max_age`` seconds at the time ``now``."""
     table = partition.table
     if table is None:
-        return []
-    if max_age is not None and now - partition.confirmed_at > max_age:
-        return [record.name for record in table.records() if record.live]
-    if node_max_age is None:
         return []
     heard_at = np.full(table.size, -math.inf)
     if partition.heard_at is not None:  # shorter than the table if nodes appeared after the signs of life were read
