@@ -87,7 +87,10 @@ class ReservationClaims:
         """
         session, table = self._session, self._session.claim_table
         session.refresh()
-        table.read_records([node for node, claim in table.own if claim.reservation == reservation])
+        # Another scheduler may have released the reservation since these records were read, or they were lost.
+        own = [(node, claim) for node, claim in table.own if claim.reservation == reservation]
+        table.read_records(dict(own + self._claims_by_reservation().get(reservation, [])))
+        table.flush_all()
         claims = self._claims_by_reservation().get(reservation, [])
         if not claims or len(claims) < claims[0][1].members:
             table.read_records(list(session.fleet.names))
@@ -120,14 +123,18 @@ class ReservationClaims:
             hold_s: Seconds.
             avoid_unsure: Whether all copies of the claims must be written, because their deadlines so far are near.
 
-        Returns the reservation. Returns None if a claim could not be renewed, because other schedulers have taken its
-        room or kept changing its record, or because of ``avoid_unsure``. The reservation is given up then: the claims
-        of all members have been dropped.
+        Returns the reservation. Returns None if a claim could not be renewed, because another scheduler has removed it,
+        other schedulers have taken its room or kept changing its record, or because of ``avoid_unsure``. The
+        reservation is given up then: the claims of all members have been dropped.
 
         Raises ``StoreUnavailableError`` if no server with a copy of some claim answers. All claims are held then, until
         their former or their new deadline.
         """
-        waiting, failure = list(placings), None
+        table, waiting, failure = self._session.claim_table, list(placings), None
+        for placing in placings:
+            assert placing.node is not None, "claimed"
+            assert placing.claim is not None, "claimed"
+            table.hold_claim(placing.node, placing.claim)
         for _ in range(MAX_KEEP_TRIES_COUNT):
             try:
                 outcomes = self._renew(waiting, hold_s, avoid_unsure=avoid_unsure)
@@ -137,6 +144,9 @@ class ReservationClaims:
             if not waiting:
                 members = tuple(_member(one.node or "", one.claim) for one in placings if one.claim)
                 return Reservation(reservation, placings[0].owner, members, hold_s)
+            if not all(map(self._is_held, waiting)):
+                failure = None
+                break
             failure = next((one for one in outcomes.values() if isinstance(one, StoreUnavailableError)), None)
             # A record may demand a newer view, because another claim on the node became an allocation.
             self._session.refresher.refresh_for_retry()
@@ -144,6 +154,10 @@ class ReservationClaims:
             raise failure
         self._session.placer.give_back(placings)
         return None
+
+    def _is_held(self, placing: Placing) -> bool:
+        """Return whether no other scheduler removed the claim of a member, as far as its record was read."""
+        return placing.claim is not None and placing.claim.id in self._session.claim_table.own.on(placing.node or "")
 
     def _renew(
         self, placings: list[Placing], hold_s: float, *, avoid_unsure: bool

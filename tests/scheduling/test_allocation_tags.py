@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
+from structlog.testing import capture_logs
 
 from nodestate.agent.admission import allocation_of
 from nodestate.auth import NO_TAGS, TAG, AllocationTags, allocation_tags
@@ -382,3 +383,25 @@ def test_doctor_counts_allocations_without_a_tag_and_names_the_secret_that_must_
         assert [one.level for one in examine_tags(structs.replace(config, auth_orders=mode), view)] == [level, WARN]
     assert examine_tags(Config(), view) == []
     assert "not checked" in examine_tags(Config(auth_orders="accept"), view)[0].says
+
+
+@pytest.mark.parametrize("mode", ["warn", "require"])
+def test_an_instance_that_ended_before_it_was_moved_does_not_count_as_one_without_a_tag(
+    folder: Path, mode: str
+) -> None:
+    """A history that the machine of schedulers found. Regression: it was counted, and in mode warn the log named the
+    honest node.
+    """
+    cell, (one,) = cell_of(1, 1, auth_orders=mode, keys_file=written(folder, "cell.keys", KEYS))
+    boot(one.scheduler, "a")
+    cell.run_for(2.0)
+    one.scheduler.refresh()
+    one.scheduler.terminations.terminate([("n0", "a")])
+    with capture_logs() as logs:
+        [outcome] = one.scheduler.migrations.evacuate("n0")
+        cell.run_for(5.0)
+    assert isinstance(outcome, Failed)
+    assert cell.nodes_by_instance() == {}
+    assert one.scheduler.fleet.reports.tags.untagged == 0
+    assert [log for log in logs if "tag" in log["event"]] == []
+    assert not one.scheduler.fleet.reports.is_believed(0, "a") or mode == "warn"

@@ -4,6 +4,7 @@ long.
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from nodestate.errors import StoreUnavailableError
@@ -156,6 +157,42 @@ def test_claim_is_extended_by_adding_it_again() -> None:
     parties.clock.advance(CLAIM_TTL_S - 1)
     one.claim_table.expire()
     assert (one.free("a"), one.own(), parties.record("a").claims) == (0, {("a", claim.id)}, (longer,))
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("writer", ["itself", "another scheduler"])
+def test_a_claim_that_was_lost_keeps_the_later_deadline(copies: int, writer: str) -> None:
+    """A scheduler plans to write a lost claim again. Before it does, the claim is written with a later deadline.
+
+    Regression: the plan was carried out, and the claim had the earlier deadline again.
+    """
+    parties = Parties("one", "two", servers=2, copies=copies)
+    parties.show(ChangingPartition(host("a", vcpu=8)).view)
+    parties.clock.advance(UNSURE_S + CLOCK_S)
+    first, second = parties.parties
+    one, two = first.claim_table, second.claim_table
+    claim = taken(first.take("a", 2))
+    longer = msgspec.structs.replace(claim, until=claim.until + 1_000.0)
+    two.read_records(["a"])
+    two.hold_claim("a", claim)
+    if writer == "itself":
+        for connection in first.connections:
+            connection.plan = lambda _operation, _count: Fault(0)
+        assert isinstance(first.take("a"), StoreUnavailableError)  # so it reads the record before the next write
+        for connection in first.connections:
+            connection.plan = lambda _operation, _count: None
+    parties.clock.advance(1.0)
+    for server in parties.servers:
+        server.flush()
+    if writer == "another scheduler":
+        one.reassert_own_claims()
+        two.read_records(["a"])
+    table = one if writer == "itself" else two
+    table.add_claim("a", longer, is_renewal=True)
+    assert table.flush() == {"a": WriteStatus.STORED}
+    one.read_records(["a"])
+    one.flush_all()
+    assert parties.record("a").claims == (longer,)
 
 
 def test_full_record_is_told_from_a_conflict() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -9,13 +11,13 @@ import pytest
 
 from nodestate.errors import NotFoundError, StaleViewError, StoreUnavailableError
 from nodestate.model.orders import Build, decode_order
-from nodestate.scheduling.claims import UNSURE_S
+from nodestate.scheduling.claims import UNSURE_S, Claim
 from nodestate.scheduling.orders.boot import Booted, Failed
 from nodestate.scheduling.request import parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation
 from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved
 from nodestate.testing import TransitMessage
-from tests.machines.scheduling_cell import SchedulerProcess
+from tests.machines.scheduling_cell import SchedulerProcess, SchedulingCell
 from tests.machines.test_scheduling_replicas import ReplicatedCell
 from tests.scheduling.cells import STATE, boot, cell_of, freeze_view, losing_answers, reserve, wanted
 
@@ -392,6 +394,75 @@ def test_no_reservation_is_made_whose_last_write_reaches_one_copy_only(
     held = reserve(one.scheduler, "a")
     cut_off(one, away)
     assert one.scheduler.reservations.extend(held.id, 600.0).seconds == 600.0, "an extension is better than none"
+
+
+# -- extended by one scheduler, released by another one --------------------------------------------
+
+
+def claims_of(cell: SchedulingCell, reservation: str) -> list[Claim]:
+    """Return the claims of a reservation, from the bytes in the servers."""
+    return [claim for node in cell.fleet.nodes() for claim in cell.claims(node) if claim.reservation == reservation]
+
+
+@pytest.mark.parametrize("act", ["extend", "confirm", "boot a member"])
+def test_a_released_reservation_is_used_by_no_scheduler_that_knew_it_before(act: str) -> None:
+    """Regression: the scheduler wrote the claims again that it had read earlier, and built the members."""
+    cell, (one, two) = cell_of(3)
+    held = reserve(one.scheduler, "a", "b")
+    reservations = two.scheduler.reservations
+    assert [known.id for known in reservations.held()] == [held.id]
+    one.scheduler.reservations.release(held.id)
+    acts: dict[str, Callable[[], object]] = {
+        "extend": lambda: reservations.extend(held.id, 600.0),
+        "confirm": lambda: reservations.confirm(held.id),
+        "boot a member": lambda: reservations.boot_member(held.id, "a"),
+    }
+    with pytest.raises(NotFoundError):
+        acts[act]()
+    cell.run_for(10.0)
+    assert (claims_of(cell, held.id), cell.nodes_by_instance()) == ([], {})
+
+
+@pytest.mark.parametrize("made_by", [0, 1])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_an_extension_does_not_bring_a_reservation_back_that_is_released_meanwhile(replicas: int, made_by: int) -> None:
+    """Another scheduler releases it before one of the calls of the extension, each one in turn.
+
+    Regression: the extension lost its compare-and-swap, and then wrote the claim again that the other one had removed.
+    """
+    designs = ("snapshot", "snapshot_replica")[:replicas]
+    at, is_released = 0, True
+    while is_released:
+        cell, (one, two) = cell_of(3, replicas=replicas, designs=designs)
+        held = reserve((one, two)[made_by].scheduler, "a", "b")
+        calls, is_released, released = itertools.count(), False, one.scheduler.reservations.release
+
+        def release_before(_call: str = "", number: int = at) -> None:
+            nonlocal is_released
+            if next(calls) == number:  # noqa: B023 - it is called in this round only
+                is_released = True
+                released(held.id)  # noqa: B023
+
+        two.scheduler.reservations.held()
+        two.crash_point.count_call = release_before  # type: ignore[method-assign]  # called before each call
+        with suppress(NotFoundError):
+            two.scheduler.reservations.extend(held.id, 600.0)
+        two.crash_point.count_call = lambda _call="": None  # type: ignore[method-assign]
+        cell.run_for(10.0)
+        assert bool(claims_of(cell, held.id)) is not is_released, at
+        at += 1
+    assert at > 3, "it was released before each of several calls"
+
+
+def test_a_scheduler_extends_its_reservation_although_a_claim_record_was_just_lost() -> None:
+    """Regression: it said that the reservation had expired or was released, and wrote the lost claim again later."""
+    cell, (one, two) = cell_of(2)
+    held = reserve(one.scheduler, "a", "b")
+    cell.clock.advance(1.0)
+    cell.evict_claims(held.members[0].node)
+    assert one.scheduler.reservations.extend(held.id, 600.0).seconds == 600.0
+    [after] = two.scheduler.reservations.held()
+    assert (after.whole, after.seconds > 500.0) == (True, True)
 
 
 def test_a_member_may_need_no_resources() -> None:

@@ -101,7 +101,7 @@ class ClaimTable:
         """The earliest deadline of each node's claims."""
         self._overlay = RecordOverlay(fleet, self.servers, self.records, self._edits)
         """Subtracts the records' claims from the free resources in the fleet."""
-        self._editor = RecordEditor(fleet, self.servers, self.records, self._overlay)
+        self._editor = RecordEditor(fleet, self.servers, self.records, self._overlay, self.own)
         """Applies the edits to the records."""
 
     # -- queries
@@ -160,11 +160,18 @@ class ClaimTable:
             node: The node to claim on.
             claim: The claim.
             avoid_unsure: Do not write the claim if the node's record is unsure at the time of the flush.
-            is_renewal: The record has the claim, with another deadline. It is not dropped if the write fails.
+            is_renewal: The scheduler holds the claim, with another deadline, see ``hold_claim``. It is not dropped if
+                the write fails. It is not written if another scheduler has removed it.
         """
         self._edits.add_claim(node, claim, avoid_unsure=avoid_unsure, is_renewal=is_renewal)
         self._unknown_outcomes.discard(node, claim.id)
         self._overlay.apply([node])
+
+    def hold_claim(self, node: str, claim: Claim) -> None:
+        """Hold a claim that the node's known record has, as if this scheduler had written it."""
+        known = self.records.known.get(node)
+        if known is not None and claim in known.record.claims:
+            self.own.add(node, {claim.id: claim}, known.record.born)
 
     def drop_claim(self, node: str, claim_id: str, seen: Version = NEVER) -> None:
         """Remove a claim with the next flush. The fleet shows the claimed resources as free at once.
@@ -235,6 +242,7 @@ class ClaimTable:
         if fault is not None and now:
             self._node_faults.observe(node, fault[0], now - fault[1])
         there = {claim.id for claim in record.claims}
+        self._edits.keep_written(node, there)
         for claim_id in self._unknown_outcomes.resolve(node, there, is_whole=cached.is_whole):
             self.drop_claim(node, claim_id)
         for claim in self.own.compare(node, record):
@@ -410,6 +418,7 @@ class ClaimTable:
         if edit.avoid_unsure and not cached.is_whole:
             return Written(WriteStatus.CONFLICT, maybe_stored=True)
         if edit.add:
+            self._edits.keep_written(node, edit.add)
             self.stats.restored += self.own.add(node, edit.add, record.born)
             self._deadlines.schedule(node, min(claim.until for claim in edit.add.values()))
         if not edit.add or self._edits.of(node) is not None:  # otherwise the overlay shows this record already

@@ -22,7 +22,7 @@ class Edit:
     avoid_unsure: set[str] = field(default_factory=set)
     """Ids of added claims that must not be written if the record is unsure, so that claims may be missing from it."""
     renewed: set[str] = field(default_factory=set)
-    """Ids of added claims that the record has, with another deadline."""
+    """Ids of added claims that the scheduler holds, with another deadline."""
     clock_was_set: bool = False
     """Whether the clock of the server was set, so that the deadlines of the added claims are wrong."""
     fault: str = ""
@@ -76,8 +76,24 @@ class PendingEdits:
         edit = self._by_node.setdefault(node, Edit())
         edit.add.pop(claim_id, None)
         edit.avoid_unsure.discard(claim_id)
+        edit.renewed.discard(claim_id)
         edit.drop.add(claim_id)
         edit.seen = max(edit.seen, seen)
+
+    def keep_written(self, node: str, written: Collection[str]) -> None:
+        """Do not write claims again that the node's record has, because they were lost before.
+
+        Another write of the same claim came first, and may have given it a later deadline.
+
+        Args:
+            node: The node.
+            written: The ids of claims in the record. The ones that the next flush would renew are renewed.
+        """
+        edit = self._by_node.get(node)
+        if edit is not None:
+            for claim_id in edit.new_ids().intersection(written):
+                del edit.add[claim_id]
+                edit.avoid_unsure.discard(claim_id)
 
     def add_fault(self, node: str, reason: str, at: float) -> None:
         """Write a fault of the node with the next flush.

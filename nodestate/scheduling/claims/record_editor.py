@@ -9,6 +9,7 @@ import msgspec
 from nodestate.ports import WriteStatus
 from nodestate.scheduling.claims.claim_servers import ClaimServers
 from nodestate.scheduling.claims.edits import Edit
+from nodestate.scheduling.claims.own_claims import OwnClaims
 from nodestate.scheduling.claims.record import (
     MAX_CLAIMS_COUNT,
     Claim,
@@ -32,9 +33,12 @@ class RecordEditor:
         servers: The servers that store the records.
         records: The known records.
         overlay: Tells which claims are allocations.
+        own: The claims that the scheduler holds.
     """
 
-    def __init__(self, fleet: Fleet, servers: ClaimServers, records: RecordCache, overlay: RecordOverlay) -> None:
+    def __init__(
+        self, fleet: Fleet, servers: ClaimServers, records: RecordCache, overlay: RecordOverlay, own: OwnClaims
+    ) -> None:
         self._fleet = fleet
         """The nodes' free resources and versions."""
         self._servers = servers
@@ -43,6 +47,8 @@ class RecordEditor:
         """The known records."""
         self._overlay = overlay
         """Tells which claims are allocations."""
+        self._own = own
+        """The claims that the scheduler holds."""
 
     def edited(self, node: str, edit: Edit, now: float, *, was_read: bool) -> ClaimRecord | WriteStatus:
         """Return the known record with the edit applied, or the reason why the edit must not be written.
@@ -56,6 +62,7 @@ class RecordEditor:
           node that is older than the record's ``seen``.
         - A new claim avoids unsure records, and the record is unsure.
         - A new claim has a deadline by a clock that was set since.
+        - A claim that is renewed is no longer held: another scheduler removed it, or it expired.
 
         Returns ``FULL`` if the record would have more than ``MAX_CLAIMS_COUNT`` claims.
         """
@@ -63,6 +70,7 @@ class RecordEditor:
         if (
             known is None
             or (edit.add and (row is None or edit.clock_was_set))
+            or not edit.renewed <= self._own.on(node).keys()
             or (edit.avoid_unsure and (is_unsure(known.record, now) or not known.is_whole))
         ):
             return WriteStatus.CONFLICT

@@ -250,7 +250,7 @@ class RecordStore:
             if content is not None:
                 record = msgspec.structs.replace(content, born=now, ahead_s=0).written_at(now)
             else:
-                record = ClaimRecord.created_at(now, copies=len(look.cas) if None not in look.cas else 1)
+                record = ClaimRecord.created_at(now, copies=len(look.cas))
             records[look.node] = record
             for copy, (cas, there) in enumerate(zip(look.cas, look.records, strict=True)):
                 if cas is None or there is not None:

@@ -85,7 +85,8 @@ class NodeReports:
 
         Empty if the node does not report the instance, or if the allocation has no hints.
         """
-        return self._believed_hints(row, instance, self._allocation(row, instance))
+        allocation = self._allocation(row, instance)
+        return self._believed_hints(row, instance, allocation) if allocation is not None else {}
 
     def is_believed(self, row: int, instance: str) -> bool:
         """Return whether clean-up, moves and groups believe the allocation of an instance on a row's node.
@@ -95,6 +96,8 @@ class NodeReports:
         if not self.tags.checks:
             return True
         allocation = self._allocation(row, instance)
+        if allocation is None:
+            return not self.tags.requires
         return self.tags.is_believed(self._names[row], instance, allocation)
 
     def unbelieved_among(self, record: NodeRecord, instances: Collection[str]) -> Collection[str]:
@@ -137,14 +140,19 @@ class NodeReports:
             return hints_of_allocations(record)
         return {}
 
-    def _allocation(self, row: int, instance: str) -> dict[str, Any]:
-        """Return the allocation of an instance on a row's node, with its tag; empty if there is none."""
+    def _allocation(self, row: int, instance: str) -> dict[str, Any] | None:
+        """Return the allocation of an instance on a row's node, with its tag.
+
+        Returns None if the node does not report the instance, and an empty allocation if it is damaged.
+        """
         record = self.record(row)
         if record is None:
-            return {}
+            return None
         with suppress(CorruptItemError):
             encoded = encoded_allocations_of(record).get(instance)
-            allocation = decoded_allocation(record, encoded) if encoded is not None else {}
+            if encoded is None:
+                return None
+            allocation = decoded_allocation(record, encoded)
             if isinstance(allocation.get("hints", {}), dict):
                 return allocation
         return {}
