@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nodestate.serve.encoding import JSON, encode
+from nodestate.serve.encoding import JSON, EncodedBody, encode
 from nodestate.serve.limits import LARGE_BYTES, MAX_UNSENT_BYTES
 from nodestate.serve.problems import MEDIA_TYPE, ProblemError, problem
 
@@ -21,7 +21,7 @@ class ApiResponse:
 
     value: Any = None
     """The document to encode in the media type of the call."""
-    encoded: bytes | None = None
+    encoded: bytes | EncodedBody | None = None
     """The encoded document, if the handler encoded it."""
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -47,12 +47,15 @@ class Responder:
             return Response(status_code=response.status, headers=response.headers)
         if response.asgi is not None:
             return response.asgi
-        body = response.encoded if response.encoded is not None else encode(response.value, media_type)
-        headers = {"Cache-Control": "no-cache", "Vary": "Accept", **response.headers}
+        encoded = response.encoded if response.encoded is not None else encode(response.value, media_type)
+        body = encoded if isinstance(encoded, EncodedBody) else EncodedBody([encoded], len(encoded))
+        headers = {"Cache-Control": "no-cache", "Vary": "Accept, Accept-Encoding", **response.headers}
+        if body.content_encoding:
+            headers["Content-Encoding"] = body.content_encoding
         media_type = response.media_type or media_type
-        if len(body) <= LARGE_BYTES:
-            return Response(body, response.status, headers, media_type)
-        if self.unsent_bytes + len(body) > MAX_UNSENT_BYTES:
+        if body.size <= LARGE_BYTES:
+            return Response(b"".join(body.pieces), response.status, headers, media_type)
+        if self.unsent_bytes + body.size > MAX_UNSENT_BYTES:
             raise problem(
                 "overloaded",
                 f"clients have not taken {self.unsent_bytes:,} bytes of responses; repeat the request later, or ask "
@@ -62,27 +65,26 @@ class Responder:
 
 
 class _LargeResponse(Response):
-    """A response that is sent in pieces, each once the client has taken most of those before it."""
+    """A response that is sent in portions, each once the client has taken most of those before it."""
 
     def __init__(
-        self, responder: Responder, body: bytes, status: int, headers: dict[str, str], media_type: str
+        self, responder: Responder, body: EncodedBody, status: int, headers: dict[str, str], media_type: str
     ) -> None:
-        super().__init__(body, status, headers, media_type)
+        super().__init__(None, status, {**headers, "Content-Length": str(body.size)}, media_type)
         self._responder = responder
+        self._encoded = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
         del scope, receive
-        body = memoryview(self.body)
-        self._responder.unsent_bytes += len(body)
+        self._responder.unsent_bytes += self._encoded.size
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            for begin in range(0, len(body), LARGE_BYTES):
-                end = begin + LARGE_BYTES
-                piece = bytes(body[begin:end])
-                await send({"type": "http.response.body", "body": piece, "more_body": end < len(body)})
+            for portion in self._encoded.portions():
+                await send({"type": "http.response.body", "body": portion, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            self._responder.unsent_bytes -= len(body)
+            self._responder.unsent_bytes -= self._encoded.size
 
 
 def problem_response(error: ProblemError) -> Response:

@@ -24,6 +24,7 @@ from nodestate.serve.limits import MAX_STREAMS_COUNT
 from nodestate.serve.node_history import NodeHistory
 from nodestate.serve.responses import Responder
 from nodestate.serve.scheduling import Scheduling
+from nodestate.serve.view_encoding import ViewEncoder
 from nodestate.serve.view_feed import PublishedView
 from nodestate.serve.workers import Workers
 
@@ -60,6 +61,8 @@ class Service:
         """Makes responses, and counts the bytes that clients have not taken."""
         self.workers = Workers()
         """The thread that encodes."""
+        self.view_encoder = ViewEncoder()
+        """Encodes views in that thread."""
         self.inspection = CellInspection(config, open_inspector)
         """Reads heads and queues in a thread of its own."""
         self.hub = EventHub()

@@ -10,12 +10,12 @@ import xxhash
 from msgspec import Meta
 
 from nodestate.serve.api_route import VIEW_HEADERS, ApiCall, ApiRoute
-from nodestate.serve.encoding import encode
+from nodestate.serve.encoding import accepts_gzip
 from nodestate.serve.feeds import read_within
 from nodestate.serve.parameters import BoundParameters
 from nodestate.serve.responses import ApiResponse
 from nodestate.serve.view_feed import PublishedView
-from nodestate.view.documents import ViewDocument, finite_or_none, view_document, zone_of
+from nodestate.view.documents import ViewDocument, finite_or_none
 from nodestate.view.view import View
 
 FieldsParameter = Annotated[
@@ -102,21 +102,20 @@ async def get_view(call: ApiCall[ViewParameters]) -> ApiResponse:
         if published is not None and published.position == parameters.position:
             await feed.news_after(published.number, arrived_at + wait_s)
             arrived_at, wait_s = time.monotonic(), 0.0
-    run = call.service.workers.run
     published, view = await read_within(feed, arrived_at, wait_s, lambda view: judge(view, parameters))
     etag = etag_of(published, view, parameters, call.media_type)
     headers = {"ETag": etag, **view_headers(published)}
     if matches(call.headers.get("if-none-match", ""), etag):
         return ApiResponse(status=304, headers=headers)
-    return ApiResponse(encoded=await run(_encode, view, parameters, call.media_type), headers=headers)
-
-
-def _encode(view: View, parameters: ViewParameters, media_type: str) -> bytes:
-    names = None
-    if parameters.zone is not None:
-        records = (view.nodes.record(name) for name in view.nodes)
-        names = [record.name for record in records if record is not None and zone_of(record) == parameters.zone]
-    return encode(view_document(view, names, parameters.field_names), media_type)
+    body = await call.service.workers.run(
+        call.service.view_encoder.encode,
+        view,
+        call.media_type,
+        zone=parameters.zone,
+        fields=parameters.field_names,
+        gzip=accepts_gzip(call.headers.get("accept-encoding", "")),
+    )
+    return ApiResponse(encoded=body, headers=headers)
 
 
 ROUTES = (
