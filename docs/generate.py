@@ -301,6 +301,10 @@ HTTP_LIMITS: Final[dict[str, dict[str, str]]] = {
         "TLS_HANDSHAKE_TIMEOUT_S": "seconds of a TLS handshake",
     },
     "nodestate.serve.workers": {"MAX_PENDING_COUNT": "answers that are encoded or wait for it"},
+    "nodestate.serve.view_encoding": {
+        "MAX_NODE_FORMS_COUNT": "combinations of design, media type and fields whose encoded nodes are kept",
+        "MAX_SELECTIONS_COUNT": "selections of nodes, such as zones, whose compressed bytes are kept for each of these",
+    },
     "nodestate.serve.feeds": {
         "MAX_DESIGNS_COUNT": "designs that are read because requests name them",
         "DESIGN_IDLE_S": "seconds after which such a design is no longer read if no request names it",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -13,6 +14,9 @@ from starlette.types import Receive, Scope, Send
 from nodestate.serve.encoding import JSON, EncodedBody, encode
 from nodestate.serve.limits import LARGE_BYTES, MAX_UNSENT_BYTES
 from nodestate.serve.problems import MEDIA_TYPE, ProblemError, problem
+
+PORTIONS_PER_TURN_COUNT: Final = 8
+"""Portions of a response that are sent in one turn of the event loop, which takes about half a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,10 @@ class _LargeResponse(Response):
         self._responder.unsent_bytes += self._encoded.size
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            for portion in self._encoded.portions():
+            for number, portion in enumerate(self._encoded.portions(), 1):
                 await send({"type": "http.response.body", "body": portion, "more_body": True})
+                if number % PORTIONS_PER_TURN_COUNT == 0:  # a send to a fast client does not wait
+                    await asyncio.sleep(0)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._responder.unsent_bytes -= self._encoded.size

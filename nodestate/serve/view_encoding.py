@@ -95,7 +95,7 @@ class NodeForm:
         self._selections: dict[tuple[str | None, frozenset[str]], SelectedNodes] = {}
 
     def select(self, view: View, zone: str | None) -> SelectedNodes:
-        """Return the nodes of a view. ``zone``: only those of this zone; None: all."""
+        """Return the nodes of a view. ``zone``: the zone whose nodes to return; None: all."""
         if self._update(view):
             self._selections.clear()
         left_out = frozenset(view.left_out)
@@ -178,7 +178,7 @@ class ViewEncoder:
 
 
 def _recent(kept: dict[K, V], key: K, make: Callable[[], V], count: int) -> V:
-    """Return the value of a key, made if it is not kept; keep at most ``count``, those used last."""
+    """Return the value of a key, made if it is not kept; keep the ``count`` values used last."""
     value = kept.pop(key) if key in kept else make()
     kept[key] = value
     if len(kept) > count:

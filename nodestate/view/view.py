@@ -253,16 +253,16 @@ class View:
         states = self.partitions
         now = self._clock.monotonic()
         late = [s.partition for s in states if max_age is not None and now - s.confirmed_at > max_age]
+        if late and on_stale == "refuse" and max_age is not None:  # before the nodes of large cells are named
+            cause = next((states[p].lost for p in late if states[p].lost), "")
+            raise StaleViewError(now - min(state.confirmed_at for state in states), max_age, late, (), cause)
         of_late: set[str] = set().union(*(live_nodes(states[p].table) for p in late))
         unresponsive: list[str] = []
         if node_max_age is not None:
             for state in states:
                 unresponsive += unresponsive_nodes(state, now, node_max_age)
-        if (late and on_stale == "refuse") or (unresponsive and on_unresponsive == "refuse"):
+        if unresponsive and on_unresponsive == "refuse":
             age = now - min(state.confirmed_at for state in states)
-            if late and on_stale == "refuse" and max_age is not None:
-                cause = next((states[p].lost for p in late if states[p].lost), "")
-                raise StaleViewError(age, max_age, late, (), cause)
             raise StaleViewError(age, node_max_age or 0.0, (), unresponsive)
         left_out: set[str] = set()
         if on_stale == "exclude":
