@@ -222,25 +222,20 @@ def drain_command(
     JSON: {"nodes": [{"node", "cordoned", "detail", "moved": [{"instance", "node"}], "left": [{"instance",
     "reason"}]}]}.
     """
-    courier = KombuCourier(run.config)
-    try:
-        with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
-            with _drain_progress(run) as on_progress:
-                results = drain(
-                    scheduler.session,
-                    scheduler.migrations,
-                    NodeOrders(courier),
-                    _distinct(nodes),
-                    by=operator_name() if by is None else by,
-                    reason=reason,
-                    timeout_s=timeout,
-                    deadline_s=deadline,
-                    max_parallel=max_parallel,
-                    on_progress=on_progress,
-                )
-            wait_until_shown(run, scheduler, [outcome for one in results for outcome in one.moved])
-    finally:
-        courier.close()
+    with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
+        with _drain_progress(run) as on_progress:
+            results = drain(
+                scheduler.session,
+                scheduler.migrations,
+                _distinct(nodes),
+                by=operator_name() if by is None else by,
+                reason=reason,
+                timeout_s=timeout,
+                deadline_s=deadline,
+                max_parallel=max_parallel,
+                on_progress=on_progress,
+            )
+        wait_until_shown(run, scheduler, [outcome for one in results for outcome in one.moved])
     if run.as_json:
         run.print_json({"nodes": [_drain_json(one) for one in results]})
     for one in results if not run.as_json else ():
@@ -255,7 +250,12 @@ def _drain_progress(run: Run) -> Iterator[OnProgress]:
     disable = run.as_json or not run.err.is_terminal
     with Progress(*columns, console=run.err, transient=True, disable=disable) as shown:
         task = shown.add_task("draining", total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+
+        def show_progress(drains: Sequence[NodeDrain]) -> None:
+            done = sum(len(one.moved) + sum(bool(left.reason) for left in one.left) for one in drains)
+            shown.update(task, completed=done, total=sum(len(one.moved) + len(one.left) for one in drains))
+
+        yield show_progress
 
 
 def _drain_json(one: NodeDrain) -> dict[str, Any]:

@@ -22,13 +22,13 @@ allocation.
 
 from nodestate.scheduling.capacity import CapacityPart, ClassCapacity, FleetCapacity, RequestFit, capacity_of, fit_of
 from nodestate.scheduling.claims import NoHostFound, Placing
-from nodestate.scheduling.drain import LeftInstance, NodeDrain, drain
+from nodestate.scheduling.drain import LeftInstance, NodeDrain, drain, draining
 from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, Scores
 from nodestate.scheduling.migrations import Migrations
 from nodestate.scheduling.node_details import NodeDetails, node_details
-from nodestate.scheduling.node_orders import NodeOrderResult, NodeOrders
+from nodestate.scheduling.node_orders import NodeOrders, cordoning, uncordoning
 from nodestate.scheduling.node_removal import NodeAliveError, NotForgottenError, forget_node
-from nodestate.scheduling.orders import Boot, Booted, BootOutcome, Failed, NodeRefusal
+from nodestate.scheduling.orders import Boot, Booted, BootOutcome, Failed, NodeOrderResult, NodeRefusal
 from nodestate.scheduling.request import GroupRequest, InstanceGroup, Request, Spread, parse, parse_group
 from nodestate.scheduling.reservation_claims import Reservation, ReservationMember
 from nodestate.scheduling.reservations import Confirmed, NotConfirmed, NotReserved, Reservations
@@ -96,6 +96,8 @@ __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     "WhatIf",
     # orders to whole nodes, and their results
     "NodeOrders",
+    "cordoning",
+    "uncordoning",
     "NodeOrderResult",
     "node_details",
     "NodeDetails",
@@ -103,6 +105,7 @@ __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     "NodeAliveError",
     "NotForgottenError",
     "drain",
+    "draining",
     "NodeDrain",
     "LeftInstance",
     # the result of a renewal of tags

@@ -10,38 +10,41 @@ long as one of them moves an instance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 
-from nodestate.errors import BadRequestError, BehindError, NodestateError
-from nodestate.model import Receipt
+from nodestate.errors import BadRequestError, NodestateError
 from nodestate.scheduling.migrations import Migrations
-from nodestate.scheduling.node_orders import NodeOrderResult, NodeOrders
-from nodestate.scheduling.orders import Booted, BootOutcome, Failed
-from nodestate.scheduling.session import Session
+from nodestate.scheduling.node_orders import cordoning
+from nodestate.scheduling.orders import Booted, BootOutcome, Failed, NodeOrderResult
+from nodestate.scheduling.session import Operation, Session, Wait
 
 
 class LeftInstance(msgspec.Struct, frozen=True):
-    """An instance that a drain did not move."""
+    """An instance that a drain has not moved."""
 
     instance: str
     """The instance's id."""
     reason: str
-    """Why it stays, for people."""
+    """Why it stays, for people; empty while it was not tried."""
 
 
 class NodeDrain(msgspec.Struct):
-    """The result of a drain for one node."""
+    """The progress of a drain for one node, and its result.
+
+    Its lists are replaced as a whole, so another thread may read them while the drain goes on.
+    """
 
     node: str
     """The node's name."""
     cordon: NodeOrderResult
-    """The result of the cordon. If it was refused, nothing was moved."""
-    moved: list[Booted] = []
+    """The result of the cordon. If it was refused, nothing is moved."""
+    moved: tuple[Booted, ...] = ()
     """The instances that were moved, with their new nodes."""
-    left: list[LeftInstance] = []
+    left: tuple[LeftInstance, ...] = ()
     """The instances that are still on the node."""
 
     @property
@@ -50,14 +53,13 @@ class NodeDrain(msgspec.Struct):
         return not self.cordon.refused and not self.left
 
 
-OnProgress = Callable[[int, int], None]
-"""Called with the number of instances that have an outcome, and the number of all instances of the nodes."""
+OnProgress = Callable[[Sequence[NodeDrain]], None]
+"""Called with the drains of all nodes before the first instance is moved, and after each batch."""
 
 
 def drain(
     session: Session,
     migrations: Migrations,
-    orders: NodeOrders,
     nodes: Sequence[str],
     *,
     by: str,
@@ -65,14 +67,13 @@ def drain(
     timeout_s: float = 10.0,
     deadline_s: float = 600.0,
     max_parallel: int = 10,
-    on_progress: OnProgress = lambda _done, _all: None,
+    on_progress: OnProgress = lambda _drains: None,
 ) -> list[NodeDrain]:
     """Cordon nodes, and move all their instances to other nodes. The nodes stay cordoned.
 
     Args:
-        session: The parts of the scheduler that moves the instances.
+        session: The parts of the scheduler that moves the instances. The scheduler needs a courier.
         migrations: The scheduler's migrations.
-        orders: Sends the cordons, over a connection of its own.
         nodes: The names of the nodes. All are cordoned before the first instance is moved.
         by: The name of the person or program that drains the nodes, at most 255 characters.
         reason: Why, at most 255 characters; may be empty.
@@ -89,67 +90,95 @@ def drain(
         NotFoundError: If a node is unknown. All nodes may be cordoned.
         StaleViewError: If no view is fresh enough. All nodes are cordoned.
     """
+    return session.complete(
+        draining(
+            session,
+            migrations,
+            nodes,
+            by=by,
+            reason=reason,
+            timeout_s=timeout_s,
+            deadline_s=deadline_s,
+            max_parallel=max_parallel,
+            on_progress=on_progress,
+        )
+    )
+
+
+def draining(
+    session: Session,
+    migrations: Migrations,
+    nodes: Sequence[str],
+    *,
+    by: str,
+    reason: str = "",
+    timeout_s: float = 10.0,
+    deadline_s: float = 600.0,
+    max_parallel: int = 10,
+    on_progress: OnProgress = lambda _drains: None,
+) -> Operation[list[NodeDrain]]:
+    """Drain nodes as ``drain`` does, as an operation that other work of the scheduler can interleave."""
     if max_parallel < 1:
         raise BadRequestError("max_parallel", f"{max_parallel}; want at least 1")
-    ends = session.clock.monotonic() + deadline_s
-    results = [NodeDrain(one.node, one) for one in orders.cordon(nodes, by=by, reason=reason, timeout_s=timeout_s)]
-    drains = [one for one in results if not one.cordon.refused]
-    for one in drains:
-        assert one.cordon.version is not None, "a cordon that was carried out has a version"
-        left_s = max(0.0, ends - session.clock.monotonic())
-        with suppress(BehindError):  # the agent refuses new instances already; later passes see earlier ones
-            session.refresher.wait_for_receipt(Receipt(one.node, one.cordon.version), min(left_s, timeout_s))
+    clock = session.clock
+    ends = clock.monotonic() + deadline_s
+    results = yield from cordoning(session, nodes, by=by, reason=reason, timeout_s=timeout_s)
+    drains = [NodeDrain(one.node, one) for one in results]
+    closed = [one for one in drains if not one.cordon.refused]
+    for one in closed:
+        left_s = max(0.0, ends - clock.monotonic())
+        with suppress(TimeoutError):  # the agent refuses new instances already; later passes see earlier ones
+            yield Wait(partial(_shows_cordon, session, one.cordon), min(left_s, timeout_s))
     session.refresh()
-    counts = _Progress(on_progress, sum(len(_instances(session, one)) for one in drains))
-    for one in drains:
-        _drain_node(session, migrations, one, ends, max_parallel, counts)
-    return results
+    for one in closed:
+        _update_left(session, one, {})
+    on_progress(drains)
+    for one in closed:
+        yield from _drain_node(session, migrations, one, ends, max_parallel, lambda: on_progress(drains))
+    return drains
 
 
-class _Progress:
-    """Counts the instances that have an outcome."""
-
-    def __init__(self, on_progress: OnProgress, total: int) -> None:
-        self._on_progress = on_progress  # gets the counts
-        self._total = total  # the number of all instances
-        self._seen: set[tuple[str, str]] = set()  # the instances that have an outcome, each with its node
-        on_progress(0, total)
-
-    def add(self, node: str, instances: Sequence[str]) -> None:
-        self._seen.update((node, instance) for instance in instances)
-        self._total = max(self._total, len(self._seen))
-        self._on_progress(len(self._seen), self._total)
+def _shows_cordon(session: Session, cordon: NodeOrderResult) -> bool:
+    """Return whether a view shows the state of a node in which its agent refuses new instances."""
+    assert cordon.version is not None, "a cordon that was carried out has a version"
+    row = session.fleet.rows.get(cordon.node) if session.try_refresh() else None
+    return row is not None and session.fleet.version[row] >= cordon.version
 
 
 def _drain_node(
-    session: Session, migrations: Migrations, one: NodeDrain, ends: float, max_parallel: int, counts: _Progress
-) -> None:
+    session: Session,
+    migrations: Migrations,
+    one: NodeDrain,
+    ends: float,
+    max_parallel: int,
+    on_batch: Callable[[], None],
+) -> Operation[None]:
     """Move the instances of one node in passes, until none is left, a pass moves nothing, or the deadline ``ends``."""
     reasons: dict[str, str] = {}
     has_moved = True
-    while has_moved and (waiting := _instances(session, one)):
+    while has_moved and one.left:
         has_moved = False
-        for batch in _batches(session, one.node, waiting, max_parallel):
+        for batch in _batches(session, one.node, [left.instance for left in one.left], max_parallel):
             left_s = ends - session.clock.monotonic()
             if left_s <= 0:
                 reasons.update(dict.fromkeys(batch, "the deadline passed before it was tried"))
                 continue
-            outcomes = _evacuated(migrations, one.node, batch, left_s, reasons)
+            outcomes = yield from _evacuated(migrations, one.node, batch, left_s, reasons)
             booted = [outcome for outcome in outcomes if isinstance(outcome, Booted)]
-            one.moved.extend(booted)
+            one.moved += tuple(booted)
             has_moved = has_moved or bool(booted)
-            counts.add(one.node, batch)
             reasons |= {out.instance: _reason_of(out) for out in outcomes if isinstance(out, Failed)}
-    unknown = "it was not tried"
-    one.left.extend(LeftInstance(name, reasons.get(name, unknown)) for name in _instances(session, one))
+            _update_left(session, one, reasons)
+            on_batch()
+    _update_left(session, one, reasons, untried="it was not tried")
 
 
 def _evacuated(
     migrations: Migrations, node: str, batch: Sequence[str], timeout_s: float, reasons: dict[str, str]
-) -> list[BootOutcome]:
+) -> Operation[list[BootOutcome]]:
     """Move some instances. If there is no outcome in time or no view, the reason is added to ``reasons``."""
     try:
-        return migrations.evacuate(node, timeout_s=timeout_s, only=frozenset(batch))
+        return (yield from migrations.evacuation(node, timeout_s=timeout_s, only=frozenset(batch)))
     except TimeoutError:
         text = "there is no outcome within the deadline; the migration may still succeed: look again with 'node show'"
         reasons.update(dict.fromkeys(batch, text))
@@ -158,12 +187,19 @@ def _evacuated(
     return []
 
 
-def _instances(session: Session, one: NodeDrain) -> list[str]:
-    """Return the instances that the last view shows on a node, without the moved ones."""
+def _update_left(session: Session, one: NodeDrain, reasons: Mapping[str, str], untried: str = "") -> None:
+    """Set ``left`` to the instances that the last view shows on a node, without the moved ones.
+
+    Args:
+        session: The parts of the scheduler.
+        one: The drain of the node.
+        reasons: Why instances stay, by instance.
+        untried: The reason of instances that ``reasons`` does not name.
+    """
     row = session.fleet.rows.get(one.node)
     moved = {outcome.instance for outcome in one.moved}
     found = session.fleet.reports.reported(row) if row is not None else {}
-    return [instance for instance in found if instance not in moved]
+    one.left = tuple(LeftInstance(name, reasons.get(name, untried)) for name in found if name not in moved)
 
 
 def _batches(session: Session, node: str, instances: Sequence[str], size: int) -> Iterator[list[str]]:

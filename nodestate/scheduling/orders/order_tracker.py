@@ -9,6 +9,7 @@ from nodestate.scheduling.claims import REASSERT_S, ClaimTable, Placer
 from nodestate.scheduling.fleet import Fleet
 from nodestate.scheduling.orders.boot_tracker import BootTracker
 from nodestate.scheduling.orders.hint_updates import HintUpdates
+from nodestate.scheduling.orders.node_order_batches import NodeOrderBatches
 from nodestate.scheduling.orders.order_sender import OrderSender
 from nodestate.scheduling.orders.supersession import Supersessions
 from nodestate.scheduling.orders.termination_orders import TerminationOrders
@@ -48,6 +49,7 @@ class OrderTracker:
         self.supersessions = Supersessions(fleet, self._sender, self.terminations, clock, ids)
         # Asks agents to add hints to allocations.
         self.hint_updates = HintUpdates(fleet, self._sender, clock)
+        self.node_orders = NodeOrderBatches(self._sender, clock, ids)  # closes and opens nodes
         # Boots, migrates and resizes instances.
         self.boots = BootTracker(
             placer,
@@ -68,6 +70,7 @@ class OrderTracker:
         """
         answers = self._sender.answers(timeout_s)
         self.hint_updates.accept_answers(answers)
+        self.node_orders.accept_answers(answers)
         self.boots.accept_answers(answers)
 
     def refused_answers(self) -> tuple[int, str]:
