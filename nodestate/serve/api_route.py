@@ -76,12 +76,15 @@ class ApiRoute:
     headers: Mapping[str, str] = field(default_factory=dict)
     """Headers of the response, with their descriptions."""
     decides: bool = False
-    """True if the answer rests on a view of the scheduler: a view over the bound is refused with 503. Such a POST takes
-    the header ``Idempotency-Key``.
-    """
+    """True if the answer rests on a view of the scheduler: a view over the bound is refused with 503."""
     not_modified: bool = False
     """True if the response has an ETag, and a request with ``If-None-Match`` may be answered by 304."""
     events: Mapping[str, type[msgspec.Struct]] = field(default_factory=dict)
     """The events of a stream: by name, the type of their data."""
     media_types: tuple[str, ...] = ("application/json", "application/x-msgpack")
     """Media types of the response."""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """True if the route takes the header ``Idempotency-Key``: a POST that changes something or costs much."""
+        return self.method == "POST" and self.role in ("schedule", "operate")

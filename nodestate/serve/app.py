@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import msgspec
 import structlog
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -19,25 +18,29 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nodestate.errors import NodestateError
 from nodestate.serve import (
+    capacity_routes,
     cell_routes,
     decision_routes,
     event_routes,
     finding_routes,
     metrics_routes,
+    node_order_routes,
     node_routes,
     operation_routes,
     reservation_routes,
+    selection_routes,
     session_routes,
     view_routes,
 )
 from nodestate.serve.access import Access
 from nodestate.serve.api_route import ApiCall, ApiRoute
+from nodestate.serve.documents import decoded
 from nodestate.serve.encoding import JSON, encode, preferred_media_type
 from nodestate.serve.guarded_protocol import ABORT
 from nodestate.serve.limits import Limits
 from nodestate.serve.openapi import openapi_document
 from nodestate.serve.parameters import parameters_of
-from nodestate.serve.problems import ProblemError, bad_request, blank, problem, problem_of
+from nodestate.serve.problems import ProblemError, blank, problem, problem_of
 from nodestate.serve.responses import problem_response
 from nodestate.serve.service import Service
 
@@ -50,9 +53,12 @@ ROUTES: Final[tuple[ApiRoute, ...]] = (
     *cell_routes.ROUTES,
     *finding_routes.ROUTES,
     *metrics_routes.ROUTES,
+    *selection_routes.ROUTES,
     *decision_routes.ROUTES,
     *operation_routes.ROUTES,
+    *node_order_routes.ROUTES,
     *reservation_routes.ROUTES,
+    *capacity_routes.ROUTES,
     *session_routes.ROUTES,
 )
 """All routes but that of the OpenAPI document, which describes them."""
@@ -135,7 +141,7 @@ async def _call_of(service: Service, access: Access, limits: Limits, route: ApiR
     return ApiCall(
         service,
         parameters,
-        _decoded(body, route.body) if route.body is not None else None,
+        decoded(body, route.body) if route.body is not None else None,
         request.headers,
         preferred_media_type(request.headers.get("accept", "")),
         arrived_at,
@@ -167,14 +173,6 @@ async def _body_of(request: Request, max_bytes: int) -> bytes:
             headers={"Connection": "close"},
         )
     return bytes(body)
-
-
-def _decoded(body: bytes, kind: type[msgspec.Struct]) -> Any:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason, _, path = str(error).partition(" - at `$")
-        raise bad_request(path.strip("`.") or "body", reason) from None
 
 
 async def _on_http_error(_request: Request, error: Exception) -> Response:

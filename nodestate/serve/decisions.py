@@ -1,10 +1,11 @@
 """Decisions: which node an instance got and why; the last ones of the service's scheduler, in memory.
 
-The facts that the scheduler knows anyway are recorded at once. The number of nodes that each filter left, and the
-weights of the best nodes, need a second pass over all nodes. The scheduler's thread makes it after the answer, on the
-nodes as they were for the decision: the claims of the request are subtracted for the pass. It is made only if the nodes
-have not changed since, and only if the thread is idle or such passes took less than ``EXPLAIN_SHARE`` of its time. For
-an instance without a node the filters are known without it.
+The facts that the scheduler knows anyway are recorded at once: the basis of a decision when the node was chosen, which
+for a boot is in a step of the scheduler, and the decision itself when its outcome is known. The number of nodes that
+each filter left, and the weights of the best nodes, need a second pass over all nodes. The scheduler's thread makes it
+after the answer or the step, on the nodes as they were for the decision: the claims of the request are subtracted for
+the pass. It is made only if the nodes have not changed since, and only if the thread is idle or such passes took less
+than ``EXPLAIN_SHARE`` of its time. For an instance without a node the filters are known without it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,19 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from nodestate.scheduling import Booted, BootOutcome, Choice, Explanation, NoHostFound, Placing, Request, Scheduler
+from nodestate.scheduling import (
+    Booted,
+    BootOutcome,
+    Choice,
+    Explanation,
+    GroupRequest,
+    NoHostFound,
+    NotReserved,
+    Placing,
+    Request,
+    Reservation,
+    Scheduler,
+)
 from nodestate.scheduling.fleet import OutstandingClaims
 from nodestate.serve.problems import FilterCount, filter_counts
 from nodestate.serve.request_documents import RequestDocument
@@ -71,7 +84,7 @@ class DecisionDocument(msgspec.Struct):
     alternates: Annotated[list[str], Meta(description="The next best nodes, as many as the request asked for.")]
     conflicts: Annotated[int, Meta(description="How often the instance lost its node to another scheduler.")]
     refused: Annotated[list[RefusedNode], Meta(description="Nodes that were asked and did not take the instance.")]
-    outcome: Annotated[str, Meta(description="selected, claimed, booted or no-host.")]
+    outcome: Annotated[str, Meta(description="selected, claimed, reserved, booted or no-host.")]
     why: Annotated[str, Meta(description="Why there is no node, for people; empty if there is one.")]
 
 
@@ -83,51 +96,60 @@ class DecisionEvent(msgspec.Struct):
     kind: Annotated[str, Meta(description="As in the decision.")]
     instance: Annotated[str, Meta(description="Id of the instance.")]
     chosen: Annotated[str | None, Meta(description="The chosen node; null if there is none.")]
-    outcome: Annotated[str, Meta(description="selected, claimed, booted or no-host.")]
+    outcome: Annotated[str, Meta(description="selected, claimed, reserved, booted or no-host.")]
+
+
+@dataclass(slots=True, eq=False)
+class DecisionBasis:
+    """What a decision was made on."""
+
+    at: float
+    """When, in seconds since 1970."""
+    position: str
+    """The position of the view."""
+    age: float
+    """Age of the view in seconds."""
+    design: str
+    """The design that was read."""
+    explanation: Explanation | None = None
+    """How the nodes ranked; set later, if at all."""
 
 
 @dataclass(slots=True, eq=False)
 class Decision:
-    """A decision as the thread records it; only ``explanation`` is set later."""
+    """A decision as the thread records it; only the explanation of its basis is set later."""
 
     id: str
-    at: float
     kind: str
     instance: str
     request: Request
     by: str
-    position: str
-    age: float
-    design: str
+    basis: DecisionBasis
     chosen: str | None
     outcome: str
     alternates: Sequence[str] = ()
     conflicts: int = 0
     refused: Sequence[tuple[str, str]] = ()
     failure: NoHostFound | None = None
-    explanation: Explanation | None = None
 
     def document(self) -> DecisionDocument:
         """Return the decision as a document."""
-        explanation = self.explanation
+        explanation = self.basis.explanation
         remaining = explanation.remaining if explanation is not None else ()
         if self.failure is not None and self.failure.remaining:
             remaining = self.failure.remaining
-        best = [
-            BestNode(node, round(sum(parts.values()), 4), parts)
-            for node, parts in (explanation.best if explanation is not None else ())
-        ]
+        best = best_nodes(explanation) if explanation is not None else []
         others = [one.node for one in best if one.node != self.chosen]
         return DecisionDocument(
             self.id,
-            self.at,
+            self.basis.at,
             self.kind,
             self.instance,
             _request_document(self.request),
             self.by,
-            self.position,
-            finite_or_none(self.age),
-            self.design,
+            self.basis.position,
+            finite_or_none(self.basis.age),
+            self.basis.design,
             filter_counts(remaining),
             best,
             explanation is not None or bool(remaining),
@@ -138,6 +160,11 @@ class Decision:
             self.outcome,
             str(self.failure) if self.failure is not None else "",
         )
+
+
+def best_nodes(explanation: Explanation) -> list[BestNode]:
+    """Return the best nodes of an explanation as documents."""
+    return [BestNode(node, round(sum(parts.values()), 4), parts) for node, parts in explanation.best]
 
 
 def _request_document(request: Request) -> RequestDocument:
@@ -160,7 +187,7 @@ class DecisionLog:
         """Add decisions, and forget the oldest."""
         for one in decisions:
             self._by_id[one.id] = one
-            self._on_decision(DecisionEvent(one.id, one.at, one.kind, one.instance, one.chosen, one.outcome))
+            self._on_decision(DecisionEvent(one.id, one.basis.at, one.kind, one.instance, one.chosen, one.outcome))
         while len(self._by_id) > MAX_DECISIONS_COUNT:
             self._by_id.popitem(last=False)
 
@@ -177,18 +204,13 @@ class DecisionLog:
             begun = begun or name == before
 
 
-class _Basis(NamedTuple):
-    """When some decisions were made, and on which view. It is the same for all instances of one call."""
+class _PlacedRequest(NamedTuple):
+    """The instances of one request that were placed in one call, and whose claims the fleet counts."""
 
-    at: float
-    position: str
-    age: float
-    design: str
-
-    @classmethod
-    def of(cls, scheduler: Scheduler) -> _Basis:
-        view = scheduler.view
-        return cls(scheduler.session.clock.time(), position_text(view), view.age, view.design)
+    basis: DecisionBasis
+    """The basis of the first one, which gets the explanation."""
+    request: Request
+    placings: list[Placing]
 
 
 @dataclass
@@ -199,57 +221,89 @@ class DecisionRecorder:
     """Called with new decisions; hands them to the log."""
     _run: str = field(default_factory=lambda: secrets.token_hex(4))
     _count: int = 0
-    # Decisions to explain, each with the placings of its request, in the order in which they were made.
-    _pending: list[tuple[Decision, Sequence[Placing]]] = field(default_factory=list)
+    # By instance, the basis of the last choice of a node for it, until its decision is recorded.
+    _bases: OrderedDict[str, DecisionBasis] = field(default_factory=OrderedDict)
+    # Choices to explain, in the order in which they were made.
+    _pending: list[_PlacedRequest] = field(default_factory=list)
     # The state of the fleet for which they can be explained.
     _changes: int = -1
     # Seconds that explanations may take, and when they were last counted.
     _saved_s: float = MAX_SAVED_S
     _saved_at: float = field(default_factory=time.monotonic)
 
-    def record_claims(
-        self, scheduler: Scheduler, kind: str, by: str, placings: Sequence[Placing], *, outcome: str = "claimed"
-    ) -> list[Decision]:
-        """Record placings that were claimed or failed just now."""
-        decisions = []
-        basis = _Basis.of(scheduler)
-        by_request: dict[int, tuple[Decision, list[Placing]]] = {}
+    # -- choices ----------------------------------------------------------------------------------
+
+    def note_placings(self, scheduler: Scheduler, placings: Sequence[Placing]) -> None:
+        """Keep the basis of placings that were claimed or failed just now. Their decisions are recorded later."""
+        new = _bases_of(scheduler)
+        by_request: dict[int, _PlacedRequest] = {}
         for placing in placings:
-            made = self._new(basis, kind, by, placing.request, placing.instance, placing.node)
-            made.outcome = outcome if placing.failure is None else "no-host"
-            made.conflicts, made.failure = placing.conflicts, placing.failure
-            decisions.append(made)
-            if placing.claim is not None:
-                by_request.setdefault(id(placing.request), (made, []))[1].append(placing)
+            basis = self._bases[placing.instance] = new()
+            if placing.claim is not None and not placing.in_place:  # in place, no other node was considered
+                placed = by_request.setdefault(id(placing.request), _PlacedRequest(basis, placing.request, []))
+                placed.placings.append(placing)
+        while len(self._bases) > MAX_DECISIONS_COUNT:
+            self._bases.popitem(last=False)
         self._pending, self._changes = list(by_request.values()), scheduler.fleet.changes
-        self.publish(decisions)
-        return decisions
 
     def record_choices(self, scheduler: Scheduler, by: str, chosen: Sequence[tuple[Request, Choice]]) -> list[Decision]:
         """Record choices that claimed nothing."""
         decisions = []
-        basis = _Basis.of(scheduler)
-        pending: dict[int, tuple[Decision, Sequence[Placing]]] = {}
+        new = _bases_of(scheduler)
+        pending: dict[int, _PlacedRequest] = {}
         for request, choice in chosen:
-            made = self._new(basis, "select", by, request, choice.instance, choice.node)
+            made = self._new(new(), "select", by, request, choice.instance, choice.node)
             made.alternates = choice.alternates
             if choice.node is None:
                 made.failure = NoHostFound(choice.remaining, choice.unknown, lacks=choice.lacks)
             made.outcome = "selected" if choice.node is not None else "no-host"
             decisions.append(made)
-            pending.setdefault(id(request), (made, ()))
+            pending.setdefault(id(request), _PlacedRequest(made.basis, request, []))
         self._pending, self._changes = list(pending.values()), scheduler.fleet.changes
         self.publish(decisions)
         return decisions
+
+    # -- decisions --------------------------------------------------------------------------------
+
+    def record_claims(self, scheduler: Scheduler, by: str, placings: Sequence[Placing]) -> list[Decision]:
+        """Record placings that were claimed or failed."""
+        decisions = []
+        for placing in placings:
+            made = self._new(
+                self._basis(scheduler, placing.instance), "claim", by, placing.request, placing.instance, placing.node
+            )
+            made.outcome = "claimed" if placing.failure is None else "no-host"
+            made.conflicts, made.failure = placing.conflicts, placing.failure
+            decisions.append(made)
+        self.publish(decisions)
+        return decisions
+
+    def record_reservation(
+        self, scheduler: Scheduler, by: str, wanted: GroupRequest, found: Reservation | NotReserved
+    ) -> None:
+        """Record the members of a reservation, or the member that found no node."""
+        requests = {name: request for request in wanted.members for name in request.instances}
+        decisions = []
+        for name, node in (
+            [(found.instance, None)]
+            if isinstance(found, NotReserved)
+            else [(member.instance, member.node) for member in found.members]
+        ):
+            basis = self._basis(scheduler, name)
+            made = self._new(basis, "reserve", by, requests.get(name, wanted.members[0]), name, node)
+            made.outcome = "reserved" if node is not None else "no-host"
+            made.failure = found.reason if isinstance(found, NotReserved) else None
+            decisions.append(made)
+        self.publish(decisions)
 
     def record_outcomes(
         self, scheduler: Scheduler, kind: str, by: str, ended: Iterable[tuple[Request, BootOutcome]]
     ) -> None:
         """Record how boots ended."""
         decisions = []
-        basis = _Basis.of(scheduler)
         for request, outcome in ended:
             node = outcome.node if isinstance(outcome, Booted) else None
+            basis = self._basis(scheduler, outcome.instance)
             made = self._new(basis, kind, by, request, outcome.instance, node)
             made.outcome = "booted" if isinstance(outcome, Booted) else "no-host"
             made.conflicts = outcome.conflicts
@@ -258,15 +312,20 @@ class DecisionRecorder:
             decisions.append(made)
         self.publish(decisions)
 
-    def _new(self, basis: _Basis, kind: str, by: str, request: Request, instance: str, chosen: str | None) -> Decision:
+    def _basis(self, scheduler: Scheduler, instance: str) -> DecisionBasis:
+        """Return the basis of the last choice for an instance; that of now if no node was looked for."""
+        return self._bases.pop(instance, None) or _bases_of(scheduler)()
+
+    def _new(
+        self, basis: DecisionBasis, kind: str, by: str, request: Request, instance: str, chosen: str | None
+    ) -> Decision:
         self._count += 1
-        name = f"{self._run}-{self._count}"
-        return Decision(
-            name, basis.at, kind, instance, request, by, basis.position, basis.age, basis.design, chosen, "claimed"
-        )
+        return Decision(f"{self._run}-{self._count}", kind, instance, request, by, basis, chosen, "")
+
+    # -- explanations -----------------------------------------------------------------------------
 
     def explain_pending(self, scheduler: Scheduler, is_idle: bool) -> None:
-        """Explain the last decisions if that is exact, and if there is time."""
+        """Explain the last choices if that is exact, and if there is time."""
         pending = self._pending
         if not pending:
             return
@@ -281,16 +340,34 @@ class DecisionRecorder:
         self._pending = []
         replaced: dict[int, OutstandingClaims | None] = {}
         try:
-            for decision, placings in reversed(pending):
-                for placing in placings:
+            for placed in reversed(pending):
+                for placing in placed.placings:
                     _subtract(scheduler, placing, replaced)
-                decision.explanation = scheduler.selector.explain(decision.request, BEST_COUNT)
+                placed.basis.explanation = _explanation(scheduler, placed)
                 if time.monotonic() - now > self._saved_s:
                     break
         finally:
             for row, before in replaced.items():
                 scheduler.fleet.overlay(row, before)
             self._saved_s -= time.monotonic() - now
+
+
+def _bases_of(scheduler: Scheduler) -> Callable[[], DecisionBasis]:
+    """Return a function that makes bases of the present view. They are the same for all instances of one call."""
+    view = scheduler.view
+    facts = scheduler.session.clock.time(), position_text(view), view.age, view.design
+    return lambda: DecisionBasis(*facts)
+
+
+def _explanation(scheduler: Scheduler, placed: _PlacedRequest) -> Explanation:
+    """Return how the nodes rank for a request, among those that its first instance was allowed to go to."""
+    if not placed.placings:
+        return scheduler.selector.explain(placed.request, BEST_COUNT)
+    first, rows = placed.placings[0], range(len(scheduler.fleet))
+    only = first.only_row
+    exclude = first.avoided_rows if only is None else {row for row in rows if row != only}
+    with scheduler.fleet.excluding(first.exclusions):
+        return scheduler.selector.explain(placed.request, BEST_COUNT, exclude)
 
 
 def _subtract(scheduler: Scheduler, placing: Placing, replaced: dict[int, OutstandingClaims | None]) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from nodestate import __version__
 from nodestate.serve.access import COOKIE, MISDIRECTED
 from nodestate.serve.api_route import ApiRoute
-from nodestate.serve.parameters import NoParameters, is_required
+from nodestate.serve.parameters import NoParameters, document_type, is_required
 from nodestate.serve.problems import MEDIA_TYPE, PROBLEM_TYPES, ProblemDocument
 
 EVERY_ROUTE: Final = ("bad-request", "too-large", "overloaded")
@@ -72,7 +72,7 @@ def _operation(route: ApiRoute, schema_of: dict[Any, Any], *, has_tokens: bool) 
         "summary": route.summary,
         "responses": {str(route.status): _response(route, schema_of)},
     }
-    if parameters := [*_parameters(route), *([_KEY] if route.decides and route.method == "POST" else [])]:
+    if parameters := [*_parameters(route), *([_KEY] if route.is_repeatable else [])]:
         operation["parameters"] = parameters
     if route.body is not None:
         operation["requestBody"] = {
@@ -174,14 +174,19 @@ def _parameters(route: ApiRoute) -> list[dict[str, Any]]:
     found = []
     for field in msgspec.structs.fields(route.parameters):
         in_path = f"{{{field.encode_name}}}" in route.path
-        schema = _without_null(msgspec.json.schema(field.type))
+        document = document_type(field)
+        schema = _without_null(msgspec.json.schema(field.type)) if document is None else {}
         parameter: dict[str, Any] = {
             "name": field.encode_name,
             "in": "path" if in_path else "query",
             "required": in_path or is_required(field),
-            "description": schema.pop("description"),
-            "schema": schema,
+            "description": schema.pop("description") if document is None else document.description,
         }
+        if document is None:
+            parameter["schema"] = schema
+        else:
+            content = {"schema": {"$ref": _REFERENCE.format(name=document.kind.__name__)}}
+            parameter["content"] = {"application/json": content}
         if field.default not in (None, msgspec.NODEFAULT):
             schema["default"] = field.default
         found.append(parameter)

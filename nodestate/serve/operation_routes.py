@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from nodestate.errors import NotFoundError
-from nodestate.scheduling import Scheduler
-from nodestate.scheduling.session import Operation
 from nodestate.serve.api_route import ApiCall, ApiRoute
-from nodestate.serve.decision_routes import MaxAgeParameters, holder_name, once
-from nodestate.serve.operations import OperationDocument
+from nodestate.serve.deciding import MaxAgeParameters, begun, deciding_route, holder_name
+from nodestate.serve.operations import OperationDocument, OperationRecord
 from nodestate.serve.parameters import NodeNameParameter
 from nodestate.serve.request_documents import RequestsBody, requests_of
 from nodestate.serve.responses import ApiResponse
 
-LOCATION = {"Location": "Path of the resource that shows the state of the operation."}
 TimeoutField = Annotated[
     float, Meta(gt=0, le=86_400, description="Seconds to wait for the agents; then the state is timeout.")
 ]
@@ -72,7 +68,12 @@ class ResizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     resources: Annotated[
         dict[str, Annotated[int, Meta(ge=0)]],
-        Meta(description="By resource class the new amount; 0 removes it, others stay.", min_length=1, max_length=64),
+        Meta(
+            description="By resource class the new amount; 0 removes it, others stay.",
+            examples=[{"VCPU": 4}],
+            min_length=1,
+            max_length=64,
+        ),
     ]
     timeout_s: TimeoutField = 60.0
 
@@ -83,42 +84,22 @@ class TimeoutBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     timeout_s: TimeoutField = 120.0
 
 
-async def begun(
-    call: ApiCall[Any],
-    kind: str,
-    subject: str,
-    claims: Collection[str],
-    make: Callable[[Scheduler], Operation[Any]],
-) -> ApiResponse:
-    """Begin an operation, once for each Idempotency-Key, and answer 202 with its address."""
-    scheduling = call.service.scheduling
-
-    async def work() -> ApiResponse:
-        record = await scheduling.operations.begin(
-            kind, subject, holder_name(call), claims, make, call.parameters.max_age
-        )
-        place = "boots" if kind == "boot" else "operations"
-        return ApiResponse(record.document(), status=202, headers={"Location": f"/v1/{place}/{record.id}"})
-
-    return await once(call, work)
-
-
 async def boot(call: ApiCall[MaxAgeParameters]) -> ApiResponse:
     """Begin to boot instances."""
     body: BootBody = call.body
     requests = requests_of(body.requests, call.parameters.max_age)
     claims = {f"instance {instance}" for request in requests for instance in request.instances}
-    return await begun(call, "boot", "", claims, lambda scheduler: scheduler.booting(requests, body.timeout_s))
+    record = OperationRecord("boot", "", holder_name(call), claims)
+    return await begun(call, record, lambda scheduler: scheduler.booting(requests, body.timeout_s))
 
 
 async def migrate(call: ApiCall[InstanceParameters]) -> ApiResponse:
     """Begin to migrate an instance."""
     name, body = call.parameters.id, call.body
+    record = OperationRecord("migrate", name, holder_name(call), {f"instance {name}"})
     return await begun(
         call,
-        "migrate",
-        name,
-        {f"instance {name}"},
+        record,
         lambda scheduler: scheduler.migrations.migration(name, to=body.to, timeout_s=body.timeout_s),
     )
 
@@ -126,11 +107,10 @@ async def migrate(call: ApiCall[InstanceParameters]) -> ApiResponse:
 async def resize(call: ApiCall[InstanceParameters]) -> ApiResponse:
     """Begin to resize an instance."""
     name, body = call.parameters.id, call.body
+    record = OperationRecord("resize", name, holder_name(call), {f"instance {name}"})
     return await begun(
         call,
-        "resize",
-        name,
-        {f"instance {name}"},
+        record,
         lambda scheduler: scheduler.migrations.resizing(name, body.resources, timeout_s=body.timeout_s),
     )
 
@@ -138,11 +118,10 @@ async def resize(call: ApiCall[InstanceParameters]) -> ApiResponse:
 async def terminate(call: ApiCall[InstanceParameters]) -> ApiResponse:
     """Begin to terminate an instance."""
     name, body = call.parameters.id, call.body
+    record = OperationRecord("terminate", name, holder_name(call), ())
     return await begun(
         call,
-        "terminate",
-        name,
-        (),
+        record,
         lambda scheduler: scheduler.terminations.termination([name], body.timeout_s),
     )
 
@@ -150,11 +129,10 @@ async def terminate(call: ApiCall[InstanceParameters]) -> ApiResponse:
 async def evacuate(call: ApiCall[NodeOperationParameters]) -> ApiResponse:
     """Begin to move all instances off a node."""
     name, body = call.parameters.name, call.body
+    record = OperationRecord("evacuate", name, holder_name(call), {f"node {name}"})
     return await begun(
         call,
-        "evacuate",
-        name,
-        {f"node {name}"},
+        record,
         lambda scheduler: scheduler.migrations.evacuation(name, timeout_s=body.timeout_s),
     )
 
@@ -171,63 +149,52 @@ async def get_operation(call: ApiCall[OperationParameters]) -> ApiResponse:
     return ApiResponse(record.document())
 
 
-def _begin_route(path: str, summary: str, handler: Any, parameters: Any, body: Any, role: Any) -> ApiRoute:
-    return ApiRoute(
-        "POST",
-        path,
-        summary,
-        handler,
-        OperationDocument,
-        parameters,
-        body,
-        problems=("stale-view", "not-found", "conflict"),
-        role=role,
-        status=202,
-        headers=LOCATION,
-        decides=True,
-    )
-
-
 ROUTES = (
-    _begin_route(
+    deciding_route(
         "/v1/boots",
         "Claim a node for each instance of the requests and have its agent build it.",
         boot,
+        OperationDocument,
         MaxAgeParameters,
         BootBody,
-        "schedule",
+        status=202,
     ),
-    _begin_route(
+    deciding_route(
         "/v1/instances/{id}/migrate",
         "Build an instance on another node, and terminate it on its present one.",
         migrate,
+        OperationDocument,
         InstanceParameters,
         MigrateBody,
-        "schedule",
+        status=202,
     ),
-    _begin_route(
+    deciding_route(
         "/v1/instances/{id}/resize",
         "Give an instance other resources, on its node if they fit there, otherwise on another one.",
         resize,
+        OperationDocument,
         InstanceParameters,
         ResizeBody,
-        "schedule",
+        status=202,
     ),
-    _begin_route(
+    deciding_route(
         "/v1/instances/{id}/terminate",
         "Terminate an instance on all nodes that report it.",
         terminate,
+        OperationDocument,
         InstanceParameters,
         TimeoutBody,
-        "schedule",
+        status=202,
     ),
-    _begin_route(
+    deciding_route(
         "/v1/nodes/{name}/evacuate",
         "Move all instances off a node.",
         evacuate,
+        OperationDocument,
         NodeOperationParameters,
         TimeoutBody,
-        "operate",
+        status=202,
+        role="operate",
     ),
     *(
         ApiRoute(

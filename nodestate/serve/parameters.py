@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from nodestate.config import DESIGN_NAMES
 from nodestate.model import Receipt, Version
+from nodestate.serve.documents import decoded, plain_type
 from nodestate.serve.problems import bad_request
 
 P = TypeVar("P", bound=msgspec.Struct)
@@ -105,6 +106,10 @@ def parameters_of(kind: type[P], path: Mapping[str, str], query: Iterable[tuple[
             raise bad_request(name, "the parameter is given twice")
         given[name] = value
     for name, value in given.items():
+        document = document_type(allowed[name])
+        if document is not None:
+            given[name] = decoded(value.encode(errors="surrogatepass"), document.kind, name)
+            continue
         try:
             alone = msgspec.convert({name: value}, _alone(kind, name), strict=False)
         except (msgspec.ValidationError, UnicodeEncodeError) as error:
@@ -123,6 +128,25 @@ def _alone(kind: type[msgspec.Struct], name: str) -> Any:
         of_field = next(field for field in msgspec.structs.fields(kind) if field.encode_name == name)
         _kinds[kind, name] = msgspec.defstruct(f"{kind.__name__}_{name}", [(name, of_field.type)])
     return _kinds[kind, name]
+
+
+class DocumentParameter(NamedTuple):
+    """The type of a parameter whose text is a document of JSON."""
+
+    kind: type[msgspec.Struct]
+    description: str
+
+
+def document_type(field: msgspec.structs.FieldInfo) -> DocumentParameter | None:
+    """Return the type of a parameter whose text is a document of JSON; None if it is a plain value."""
+    kind = msgspec.inspect.type_info(field.type)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        kind = kind.types[0]
+    plain = plain_type(kind)
+    if not isinstance(plain, msgspec.inspect.StructType):
+        return None
+    assert isinstance(kind, msgspec.inspect.Metadata), "each parameter has a description"
+    return DocumentParameter(plain.cls, (kind.extra_json_schema or {})["description"])
 
 
 def is_required(field: msgspec.structs.FieldInfo) -> bool:

@@ -19,7 +19,11 @@ Words = Annotated[list[str], Meta(max_length=1_000)]
 Names = Annotated[list[str], Meta(max_length=10_000)]
 Amounts = Annotated[
     dict[str, Annotated[int, Meta(ge=0)]],
-    Meta(description="For each resource class the amount that one instance needs.", max_length=64),
+    Meta(
+        description="For each resource class the amount that one instance needs.",
+        examples=[{"VCPU": 2, "MEMORY_MB": 4096}],
+        max_length=64,
+    ),
 ]
 
 
@@ -135,22 +139,26 @@ class GroupBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ] = ""
 
 
-def requests_of(documents: list[RequestDocument], max_age: float | None) -> list[Request]:
-    """Return the requests. Raises ``BadRequestError``, which names the request by its number.
+def request_of(document: RequestDocument, field: str, max_age: float | None) -> Request:
+    """Return the request of a document. Raises ``BadRequestError``.
 
     Args:
-        documents: the requests of a body.
-        max_age: accepted age of the view in seconds for requests that name none; None: the scheduler's.
+        document: the document.
+        field: where it was given, for the error.
+        max_age: accepted age of the view in seconds if the document names no lower one; None: the scheduler's.
     """
-    found = []
-    for number, document in enumerate(documents):
-        fields: dict[str, Any] = msgspec.to_builtins(document)
-        if max_age is not None:
-            fields["max_age"] = min(max_age, fields.get("max_age", max_age))
-        try:
-            found.append(parse(fields))
-        except BadRequestError as error:
-            raise BadRequestError(f"requests[{number}].{error.field}", error.reason) from None
+    fields: dict[str, Any] = msgspec.to_builtins(document)
+    if max_age is not None:
+        fields["max_age"] = min(max_age, fields.get("max_age", max_age))
+    try:
+        return parse(fields)
+    except BadRequestError as error:
+        raise BadRequestError(f"{field}.{error.field}", error.reason) from None
+
+
+def requests_of(documents: list[RequestDocument], max_age: float | None) -> list[Request]:
+    """Return the requests of a body, as ``request_of`` does. Raises ``BadRequestError``."""
+    found = [request_of(document, f"requests[{number}]", max_age) for number, document in enumerate(documents)]
     total = sum(request.count for request in found)
     if total > MAX_REQUESTS_COUNT:
         raise BadRequestError(

@@ -9,10 +9,11 @@ from msgspec import Meta
 
 from nodestate.scheduling import NotReserved, Reservation, Scheduler
 from nodestate.scheduling.request import MAX_HOLD_S, MIN_HOLD_S
+from nodestate.scheduling.session import Operation
 from nodestate.serve.api_route import ApiCall, ApiRoute
-from nodestate.serve.decision_routes import MaxAgeParameters, answered, holder_name, once
-from nodestate.serve.operation_routes import LOCATION, TimeoutField, begun
-from nodestate.serve.operations import OperationDocument
+from nodestate.serve.deciding import MaxAgeParameters, answered, begun, completed, deciding_route, holder_name
+from nodestate.serve.operation_routes import TimeoutField
+from nodestate.serve.operations import OperationDocument, OperationRecord
 from nodestate.serve.problems import no_host
 from nodestate.serve.request_documents import GroupBody, group_of
 from nodestate.serve.responses import ApiResponse
@@ -96,17 +97,16 @@ async def reserve(call: ApiCall[MaxAgeParameters]) -> ApiResponse:
     body: GroupBody = call.body
     wanted = group_of(body, call.parameters.max_age)
     owner = body.owner or holder_name(call)
-    thread = call.service.scheduling.thread
+    recorder, by = call.service.scheduling.recorder, holder_name(call)
 
-    async def work() -> ApiResponse:
-        found = await thread.complete(
-            lambda scheduler: scheduler.reservations.reservation(wanted, owner=owner, timeout_s=RESERVE_TIMEOUT_S)
-        )
+    def reserving(scheduler: Scheduler) -> Operation[ReservationDocument]:
+        found = yield from scheduler.reservations.reservation(wanted, owner=owner, timeout_s=RESERVE_TIMEOUT_S)
+        recorder.record_reservation(scheduler, by, wanted, found)
         if isinstance(found, NotReserved):
             raise no_host(found.instance, found.reason)
-        return ApiResponse(_document(found), status=201)
+        return _document(found)
 
-    return await once(call, work)
+    return await completed(call, reserving, status=201)
 
 
 async def get_reservations(call: ApiCall[MaxAgeParameters]) -> ApiResponse:
@@ -122,11 +122,10 @@ async def get_reservations(call: ApiCall[MaxAgeParameters]) -> ApiResponse:
 async def confirm(call: ApiCall[ReservationParameters]) -> ApiResponse:
     """Begin to build every member of a reservation."""
     name, body = call.parameters.id, call.body
+    record = OperationRecord("confirm", name, holder_name(call), {f"reservation {name}"})
     return await begun(
         call,
-        "confirm",
-        name,
-        {f"reservation {name}"},
+        record,
         lambda scheduler: scheduler.reservations.confirmation(name, owner=body.owner, timeout_s=body.timeout_s),
     )
 
@@ -154,10 +153,8 @@ async def release(call: ApiCall[ReservationParameters]) -> ApiResponse:
     return await answered(call, job)
 
 
-_PROBLEMS = ("stale-view", "not-found", "conflict")
 ROUTES = (
-    ApiRoute(
-        "POST",
+    deciding_route(
         "/v1/reservations",
         "Hold a node for every member of a group, or none; agents build nothing before confirm.",
         reserve,
@@ -165,9 +162,7 @@ ROUTES = (
         MaxAgeParameters,
         GroupBody,
         problems=("stale-view", "no-host", "conflict"),
-        role="schedule",
         status=201,
-        decides=True,
     ),
     ApiRoute(
         "GET",
@@ -179,42 +174,29 @@ ROUTES = (
         problems=("stale-view",),
         decides=True,
     ),
-    ApiRoute(
-        "POST",
+    deciding_route(
         "/v1/reservations/{id}/confirm",
         "Have agents build every member, on the nodes that are held for them.",
         confirm,
         OperationDocument,
         ReservationParameters,
         ConfirmBody,
-        problems=_PROBLEMS,
-        role="schedule",
         status=202,
-        headers=LOCATION,
-        decides=True,
     ),
-    ApiRoute(
-        "POST",
+    deciding_route(
         "/v1/reservations/{id}/extend",
         "Hold the nodes of a reservation until hold_s seconds from now, which may be sooner than before.",
         extend,
         ReservationDocument,
         ReservationParameters,
         ExtendBody,
-        problems=_PROBLEMS,
-        role="schedule",
-        decides=True,
     ),
-    ApiRoute(
-        "POST",
+    deciding_route(
         "/v1/reservations/{id}/release",
         "Release the nodes of a reservation; members that were built stay.",
         release,
         ReleasedDocument,
         ReservationParameters,
         ReleaseBody,
-        problems=_PROBLEMS,
-        role="schedule",
-        decides=True,
     ),
 )

@@ -272,7 +272,7 @@ class SchedulerThread:
             operation.on_end(end.value, None)
         except Exception as error:  # noqa: BLE001  the thread must outlive every fault of an operation
             self._operations.remove(operation)
-            if not isinstance(error, (NodestateError, TimeoutError)):
+            if not isinstance(error, (NodestateError, ProblemError, TimeoutError)):
                 _log.exception("an operation failed")
             operation.on_end(None, error)
 

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from nodestate.broker import KombuCourier
 from nodestate.config import Config
@@ -38,7 +39,10 @@ class Scheduling:
         """The last decisions."""
         self.recorder = DecisionRecorder(self._publish)
         """Records decisions; belongs to the scheduler's thread."""
-        self.thread = SchedulerThread(open_scheduler or self._open, self._close, self.recorder.explain_pending)
+        open_scheduler = open_scheduler or self._open
+        self.thread = SchedulerThread(
+            lambda: self._observed(open_scheduler()), self._close, self.recorder.explain_pending
+        )
         """The thread with the scheduler."""
         self.operations = Operations(self.thread, self.recorder)
         """The operations that take long."""
@@ -78,6 +82,11 @@ class Scheduling:
             node_max_age=HEARTBEATS_COUNT * self._config.heartbeat_s + DEFAULT_MAX_AGE_S,
             courier=self._courier,
         )
+
+    def _observed(self, scheduler: Scheduler) -> Scheduler:
+        """Let the recorder see each choice of the scheduler. Called in the scheduler's thread."""
+        scheduler.placer.on_placed = partial(self.recorder.note_placings, scheduler)
+        return scheduler
 
     def _close(self, scheduler: Scheduler) -> None:
         """Close the scheduler and its courier. Called in the scheduler's thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -62,10 +63,11 @@ class DecidingCell:
 
     Args:
         states: the state of each node; None: three equal nodes n0, n1 and n2.
+        state_dir: where agents store cordons; None: they cannot be cordoned.
     """
 
-    def __init__(self, states: dict[str, dict[str, Any]] | None = None) -> None:
-        self.cell = SchedulingCell(states or {f"n{number}": state() for number in range(3)})
+    def __init__(self, states: dict[str, dict[str, Any]] | None = None, *, state_dir: Path | None = None) -> None:
+        self.cell = SchedulingCell(states or {f"n{number}": state() for number in range(3)}, state_dir=state_dir)
         self.cell.wait_until_complete()
         self.courier = DrivingCourier(self.cell)
         self.running = RunningService(self.cell.config, self.open_reader, self.open_scheduler)

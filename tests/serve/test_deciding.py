@@ -30,6 +30,8 @@ BODIES: dict[str, Any] = {
     "/v1/instances/{id}/resize": {"resources": {"VCPU": 2}},
     "/v1/instances/{id}/terminate": {},
     "/v1/nodes/{name}/evacuate": {},
+    "/v1/nodes/{name}/drain": {},
+    "/v1/what-if": {"request": {"resources": {"VCPU": 1}}, "assume_empty": True},
     "/v1/reservations": MEMBERS,
     "/v1/reservations/{id}/confirm": {},
     "/v1/reservations/{id}/extend": {"hold_s": 60},
@@ -59,7 +61,8 @@ def test_each_route_with_a_role_above_read_decides_and_no_other_changes_anything
             continue
         assert (route.method == "GET") == (route.role in ("read", "open")), route.path
         if route.method == "POST":
-            assert route.decides, route.path
+            assert route.is_repeatable, route.path
+            assert route.decides != route.path.endswith("cordon"), "a cordon needs no view"
 
 
 def test_a_selection_names_nodes_and_explains_and_claims_nothing(deciding: DecidingCell) -> None:

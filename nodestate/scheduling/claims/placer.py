@@ -75,6 +75,10 @@ class Placer:
     ) -> None:
         self.stats = stats or SchedulerStats()
         """Counts the decisions."""
+        self.on_placed: Callable[[Sequence[Placing]], None] = lambda _placings: None
+        """Called with placings that have just got a claim or a failure, while the fleet is as it was for them, but for
+        their own claims. A program may set it to record decisions.
+        """
         self._holder = holder
         """The name in new claims."""
         self._refresh_for_retry = refresh_for_retry
@@ -107,6 +111,8 @@ class Placer:
         self._place_each([placing for placing in waiting if not placing.together])
         for placing in waiting:
             self._count(placing)
+        if waiting:
+            self.on_placed(waiting)
 
     def _count(self, placing: Placing) -> None:
         """Count the result of a placing; if no node was found, also the nodes that each filter removed."""
