@@ -262,7 +262,7 @@ def parameters() -> str:
     for path, operations in openapi_document(ROUTES)["paths"].items():
         for operation in operations.values():
             for parameter in operation.get("parameters", ()):
-                default = parameter["schema"].get("default", "")
+                default = parameter.get("schema", {}).get("default", "")
                 key = (parameter["name"], parameter["description"].replace("|", "\\|"), f"{default}")
                 found.setdefault(key, []).append(f"`{path}`")
     rows = ["| parameter | meaning | default | routes |", "|---|---|---|---|"]

@@ -14,6 +14,7 @@ from nodestate.serve.problems import bad_request
 T = TypeVar("T", bound=msgspec.Struct)
 
 _MISSING: Final = re.compile(r"Object missing required field `(.+)`")
+_UNKNOWN: Final = "Object contains unknown field"
 _STEP: Final = re.compile(r"[^.\[\]]+")
 
 
@@ -37,7 +38,7 @@ def decoded(content: bytes, kind: type[T], parameter: str = "") -> T:
         if missing is not None:
             steps.append(missing[1])
             reason = "the field is missing"
-        if missing is not None or not path:
+        if missing is not None or not (path or reason.startswith(_UNKNOWN)):
             reason = f"{reason}; expected an object such as {_shape_at(kind, path)}"
         field = ".".join(step for step in steps if step).replace(".[", "[")
         raise bad_request(field or "body", reason) from None

@@ -10,11 +10,12 @@ import msgspec
 from msgspec import Meta
 
 from nodestate.errors import NotFoundError
+from nodestate.model import MAX_CLASSES_COUNT
 from nodestate.serve.api_route import ApiCall, ApiRoute
 from nodestate.serve.deciding import MaxAgeParameters, begun, deciding_route, holder_name
 from nodestate.serve.operations import OperationDocument, OperationRecord
 from nodestate.serve.parameters import NodeNameParameter
-from nodestate.serve.request_documents import RequestsBody, requests_of
+from nodestate.serve.request_documents import CLASS_NAMES, ClassAmount, RequestsBody, requests_of
 from nodestate.serve.responses import ApiResponse
 
 TimeoutField = Annotated[
@@ -67,12 +68,13 @@ class ResizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """New resources of an instance."""
 
     resources: Annotated[
-        dict[str, Annotated[int, Meta(ge=0)]],
+        dict[str, ClassAmount],
         Meta(
             description="By resource class the new amount; 0 removes it, others stay.",
             examples=[{"VCPU": 4}],
             min_length=1,
-            max_length=64,
+            max_length=MAX_CLASSES_COUNT,
+            extra_json_schema=CLASS_NAMES,
         ),
     ]
     timeout_s: TimeoutField = 60.0

@@ -8,21 +8,35 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from nodestate.errors import BadRequestError
+from nodestate.model import MAX_AMOUNT, MAX_CLASSES_COUNT, MAX_WORD_CHARS, Word
 from nodestate.scheduling import GroupRequest, Request, parse, parse_group
-from nodestate.scheduling.request import MAX_ALTERNATES_COUNT, MAX_COUNT, MAX_GROUP_COUNT, MAX_HOLD_S, MIN_HOLD_S
+from nodestate.scheduling.request import (
+    MAX_ALTERNATES_COUNT,
+    MAX_COUNT,
+    MAX_GROUP_COUNT,
+    MAX_HOLD_S,
+    MAX_NAMES_COUNT,
+    MIN_HOLD_S,
+)
+from nodestate.serve.parameters import NodeNameParameter
 from nodestate.text import count_text
 
 MAX_REQUESTS_COUNT = 1_000
 """Most requests, and most instances of them together, in one POST."""
 
-Words = Annotated[list[str], Meta(max_length=1_000)]
-Names = Annotated[list[str], Meta(max_length=10_000)]
+Words = Annotated[list[Word], Meta(max_length=1_000)]
+Instances = Annotated[list[Word], Meta(max_length=MAX_NAMES_COUNT)]
+NodeNames = Annotated[list[NodeNameParameter], Meta(max_length=MAX_NAMES_COUNT)]
+# The limits of classes and amounts are only described here: ``parse`` checks them, and names the class that was meant.
+ClassAmount = Annotated[int, Meta(ge=0, extra_json_schema={"maximum": MAX_AMOUNT})]
+CLASS_NAMES = {"propertyNames": {"pattern": f"^[A-Z0-9_]{{1,{MAX_WORD_CHARS}}}$"}}
 Amounts = Annotated[
-    dict[str, Annotated[int, Meta(ge=0)]],
+    dict[str, ClassAmount],
     Meta(
         description="For each resource class the amount that one instance needs.",
         examples=[{"VCPU": 2, "MEMORY_MB": 4096}],
-        max_length=64,
+        max_length=MAX_CLASSES_COUNT,
+        extra_json_schema=CLASS_NAMES,
     ),
 ]
 
@@ -30,7 +44,7 @@ Amounts = Annotated[
 class GroupDocument(msgspec.Struct, forbid_unknown_fields=True):
     """The group of instances to which an instance belongs."""
 
-    name: Annotated[str, Meta(description="Name of the group; all instances with it are members.", min_length=1)]
+    name: Annotated[Word, Meta(description="Name of the group; all instances with it are members.")]
     policy: Annotated[
         Literal["affinity", "anti-affinity", "soft-affinity", "soft-anti-affinity"],
         Meta(description="Whether members must, or should, be on one node or on different nodes."),
@@ -58,25 +72,29 @@ class RequestDocument(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     resources: Amounts
     count: Annotated[int, Meta(ge=1, le=MAX_COUNT, description="Number of equal instances.")] | UnsetType = UNSET
     instances: (
-        Annotated[Names, Meta(description="Ids of the instances, as many as count; without it, new ids.")] | UnsetType
+        Annotated[Instances, Meta(description="Ids of the instances, as many as count; without it, new ids.")]
+        | UnsetType
     ) = UNSET
     required_traits: Annotated[Words, Meta(description="The node must have all of these.")] | UnsetType = UNSET
     any_traits: Annotated[Words, Meta(description="The node must have at least one of these.")] | UnsetType = UNSET
     forbidden_traits: Annotated[Words, Meta(description="The node must have none of these.")] | UnsetType = UNSET
-    zone: Annotated[str, Meta(description="The node must be in this zone; empty: any.")] | UnsetType = UNSET
+    zone: (
+        Annotated[str, Meta(description="The node must be in this zone; empty: any.", max_length=MAX_WORD_CHARS)]
+        | UnsetType
+    ) = UNSET
     aggregates: Annotated[Words, Meta(description="The node must be in at least one of these.")] | UnsetType = UNSET
     aggregates_all: Annotated[Words, Meta(description="The node must be in all of these.")] | UnsetType = UNSET
     aggregates_none: Annotated[Words, Meta(description="The node must be in none of these.")] | UnsetType = UNSET
     tolerations: Annotated[Words, Meta(description="The taints that the node may have.")] | UnsetType = UNSET
     group: Annotated[GroupDocument, Meta(description="The group of the instances.")] | UnsetType = UNSET
     same_host: (
-        Annotated[Names, Meta(description="At least one of these instances must be on the node.")] | UnsetType
+        Annotated[Instances, Meta(description="At least one of these instances must be on the node.")] | UnsetType
     ) = UNSET
-    different_host: Annotated[Names, Meta(description="None of these instances may be on the node.")] | UnsetType = (
-        UNSET
-    )
-    force_nodes: Annotated[Names, Meta(description="The node must be one of these.")] | UnsetType = UNSET
-    ignore_nodes: Annotated[Names, Meta(description="The node must be none of these.")] | UnsetType = UNSET
+    different_host: (
+        Annotated[Instances, Meta(description="None of these instances may be on the node.")] | UnsetType
+    ) = UNSET
+    force_nodes: Annotated[NodeNames, Meta(description="The node must be one of these.")] | UnsetType = UNSET
+    ignore_nodes: Annotated[NodeNames, Meta(description="The node must be none of these.")] | UnsetType = UNSET
     spread_by: (
         Annotated[
             Literal["", "zone", "aggregate"],

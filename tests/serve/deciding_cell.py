@@ -10,7 +10,9 @@ from typing import Any, Self
 import httpx
 
 from harness.waiting import PATIENCE_S
+from nodestate.designs.inspection import CellInspector
 from nodestate.designs.reader import Reader
+from nodestate.designs.stored_design import StoredDesign
 from nodestate.model.orders import Answer, Order
 from nodestate.ports import Courier
 from nodestate.scheduling import Scheduler
@@ -64,18 +66,26 @@ class DecidingCell:
     Args:
         states: the state of each node; None: three equal nodes n0, n1 and n2.
         state_dir: where agents store cordons; None: they cannot be cordoned.
+        options: further arguments of ``RunningService``.
     """
 
-    def __init__(self, states: dict[str, dict[str, Any]] | None = None, *, state_dir: Path | None = None) -> None:
+    def __init__(
+        self, states: dict[str, dict[str, Any]] | None = None, *, state_dir: Path | None = None, **options: Any
+    ) -> None:
         self.cell = SchedulingCell(states or {f"n{number}": state() for number in range(3)}, state_dir=state_dir)
         self.cell.wait_until_complete()
         self.courier = DrivingCourier(self.cell)
-        self.running = RunningService(self.cell.config, self.open_reader, self.open_scheduler)
+        self.running = RunningService(self.cell.config, self.open_reader, self.open_scheduler, **options)
 
     def open_reader(self) -> Reader:
         """Open a reader of the cell."""
         stores = Stores([MemoryStore(server) for server in self.cell.servers])
         return Reader(self.cell.config, stores=stores, clock=self.cell.clock)
+
+    def open_inspector(self, designs: Sequence[StoredDesign]) -> CellInspector:
+        """Open an inspector of the cell."""
+        stores = Stores([MemoryStore(server) for server in self.cell.servers])
+        return CellInspector(self.cell.config, designs, stores=stores, clock=self.cell.clock)
 
     def open_scheduler(self) -> Scheduler:
         """Open the scheduler of the service."""

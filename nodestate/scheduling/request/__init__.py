@@ -6,6 +6,7 @@ from nodestate.scheduling.request.limits import (
     MAX_COUNT,
     MAX_GROUP_COUNT,
     MAX_HOLD_S,
+    MAX_NAMES_COUNT,
     MIN_HOLD_S,
 )
 from nodestate.scheduling.request.parsing import parse, parse_group, request_of
@@ -27,6 +28,7 @@ __all__ = [
     "MAX_COUNT",
     "MAX_GROUP_COUNT",
     "MAX_HOLD_S",
+    "MAX_NAMES_COUNT",
     "MIN_HOLD_S",
     "STORED_FIELDS",
     "GroupRequest",
