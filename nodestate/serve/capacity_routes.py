@@ -168,6 +168,6 @@ ROUTES = (
         WhatIfDocument,
         ChoiceParameters,
         WhatIfBody,
-        problems=("stale-view", "not-found"),
+        problems=("stale-view", "not-found", "conflict"),
     ),
 )

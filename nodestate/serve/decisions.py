@@ -101,7 +101,7 @@ class DecisionEvent(msgspec.Struct):
 
 @dataclass(slots=True, eq=False)
 class DecisionBasis:
-    """What a decision was made on."""
+    """The basis of a decision: the view on which the node was chosen."""
 
     at: float
     """When, in seconds since 1970."""
@@ -360,7 +360,7 @@ def _bases_of(scheduler: Scheduler) -> Callable[[], DecisionBasis]:
 
 
 def _explanation(scheduler: Scheduler, placed: _PlacedRequest) -> Explanation:
-    """Return how the nodes rank for a request, among those that its first instance was allowed to go to."""
+    """Return how the nodes that the first instance of a request was allowed to go to rank for it."""
     if not placed.placings:
         return scheduler.selector.explain(placed.request, BEST_COUNT)
     first, rows = placed.placings[0], range(len(scheduler.fleet))

@@ -22,6 +22,18 @@ ABORT: Final = "nodestate.abort"
 """Key of the scope with the function that drops the client at once."""
 
 
+class _GuardedTransport:
+    """The transport of a connection as uvicorn uses it: it is closed by the protocol, which decides how."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None], is_closing: Callable[[], bool]) -> None:
+        self._transport = transport
+        self.close = close
+        self.is_closing = is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 def guarded_protocol(limits: Limits) -> type[H11Protocol]:
     """Return the class of connections with these limits."""
 
@@ -34,11 +46,16 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
             self._request_timer: asyncio.TimerHandle | None = None
             # Drops the client if it does not take its response; None while it takes it.
             self._write_timer: asyncio.TimerHandle | None = None
-            # True once bytes that are no request were answered; further bytes are dropped.
+            # True once the last answer was sent before the end of its request; further bytes are dropped.
             self._is_refused = False
+            # Closes the connection even if bytes of the client are unread.
+            self._close_now: Callable[[], None] = lambda: None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a narrower type
             super().connection_made(transport)
+            guarded = _GuardedTransport(transport, self._close, lambda: self._is_refused or transport.is_closing())
+            self.transport = guarded  # type: ignore[assignment]  # it has all methods of a transport
+            self._close_now = transport.close
             count = len(self.connections)
             if count > limits.max_connections + REFUSED_CONNECTIONS_COUNT:
                 transport.abort()
@@ -57,6 +74,14 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
             elif self._request_timer is not None:
                 self._request_timer.cancel()
                 self._request_timer = None
+
+        def _close(self) -> None:
+            """Close the connection after its last answer."""
+            is_sending = self.conn.their_state is h11.SEND_BODY
+            if is_sending and not self._is_refused and not self.transport.is_closing():
+                self._end_after_the_client()
+            else:
+                self._close_now()
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
@@ -99,15 +124,15 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
             """Close the connection once the client has, or after the time for a request.
 
             If it were closed while bytes of the client are unread, the client could lose the answer: the system would
-            reset the connection.
+            reset the connection. So further bytes are read and dropped.
             """
-            if not self.transport.can_write_eof():  # TLS
-                self.transport.close()
-                return
             self._is_refused = True
-            self.transport.write_eof()
-            if self._request_timer is None:
-                self._expect_request()
+            if self.transport.can_write_eof():  # TLS has no such end: the client sees the end of the answer
+                self.transport.write_eof()
+            self.flow.resume_reading()
+            if self._request_timer is not None:
+                self._request_timer.cancel()
+            self._expect_request()
 
         def _expect_request(self) -> None:
             self._request_timer = self.loop.call_later(limits.request_timeout_s, self.transport.abort)

@@ -189,7 +189,7 @@ class OperationRecord:
         return [_progress(boot) for boot in self.boots.values()]
 
     def _drained_instances(self, drain: NodeDrain) -> list[InstanceProgress]:
-        """Return the instances that were moved, and those that are left with the reason of each."""
+        """Return the instances that were moved, and the instances that are left with the reason of each."""
         left, found = drain.left, [_outcome(one) for one in drain.moved]
         moved = {one.instance for one in found}
         for one in left:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from harness.certificates import CertificateAuthority
 from harness.waiting import PATIENCE_S, wait_until
 from nodestate.serve.limits import Limits
+from nodestate.serve.server import tls_context
 from tests.machines.simulated_cell import SimulatedCell
 from tests.serve.running_service import RunningService
 
@@ -60,15 +65,73 @@ def test_a_body_that_is_too_large_is_refused(running: RunningService) -> None:
         assert read_to_end(connection).startswith(b"HTTP/1.1 413 ")
 
 
-def test_the_answer_to_an_endless_head_reaches_a_client_that_still_sends(running: RunningService) -> None:
+@pytest.fixture(scope="module")
+def patient() -> Iterator[RunningService]:
+    """A service that waits for long requests as long as a busy machine may take for them."""
+    world = SimulatedCell(designs=("snapshot",))
+    world.start_member([0, 1], [])
+    world.start_agent("node-0", {})
+    world.run_well(60)
+    with RunningService.over(world, limits=Limits(max_body_bytes=1_000, request_timeout_s=PATIENCE_S)) as patient:
+        yield patient
+
+
+def test_the_answer_to_an_endless_head_reaches_a_client_that_still_sends(patient: RunningService) -> None:
     """Regression: the server closed the connection while bytes were unread, and the system reset it."""
-    with connect(running) as connection:
+    with connect(patient) as connection:
         connection.sendall(b"GET /" + b"x" * 500_000)
         received = b""
         while piece := connection.recv(65_536):  # raises ConnectionResetError if the answer is lost
             received += piece
     assert received.startswith(b"HTTP/1.1 400 ")
     assert b"content-length: " in received.lower()
+
+
+ANSWERED_EARLY = {
+    "a body that is too large": (b"POST /v1/session", b"Content-Length: 20000000", b"413"),
+    "a body without an end": (b"POST /v1/session", b"Transfer-Encoding: chunked", b"413"),
+    "no such path": (b"POST /nothing", b"Content-Length: 20000000\r\nConnection: close", b"404"),
+    "no such method": (b"POST /v1/view", b"Content-Length: 20000000\r\nConnection: close", b"405"),
+    "another host": (b"POST /v1/session", b"Host: foreign.example\r\nContent-Length: 20000000", b"4"),
+}
+
+
+@pytest.mark.parametrize("why", ANSWERED_EARLY)
+def test_an_answer_reaches_a_client_that_still_sends_the_body(patient: RunningService, why: str) -> None:
+    """Regression: the server closed the connection while bytes were unread, and the system reset it."""
+    line, headers, status = ANSWERED_EARLY[why]
+    host = b"" if b"Host" in headers else b"Host: localhost\r\n"
+    with connect(patient) as connection:
+        connection.sendall(line + b" HTTP/1.1\r\n" + host + headers + b"\r\n\r\n")
+        for _ in range(200):
+            connection.sendall(b"ffff\r\n" + b"x" * 65_535 + b"\r\n")  # raises an error if the connection is reset
+        received = b""
+        while piece := connection.recv(65_536):  # as above
+            received += piece
+            if received.endswith(b"}"):
+                break
+    assert received.startswith(b"HTTP/1.1 " + status), received[:200]
+
+
+def test_an_answer_by_tls_reaches_a_client_that_still_sends_the_body(
+    authority: CertificateAuthority, tmp_path: Path
+) -> None:
+    made = authority.issue("127.0.0.1")
+    key = tmp_path / "key.pem"
+    key.write_bytes(made.key.read_bytes())
+    key.chmod(0o600)
+    limits = Limits(max_body_bytes=1_000, request_timeout_s=PATIENCE_S)
+    with RunningService.over(SimulatedCell(), limits=limits, tls=tls_context(str(made.cert), str(key))) as secure:
+        trusted = ssl.create_default_context(cafile=str(authority.file))
+        address = urlsplit(secure.listener.url)
+        with (
+            socket.create_connection((address.hostname, address.port), PATIENCE_S) as plain,
+            trusted.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+        ):
+            connection.sendall(b"POST /v1/session HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 20000000\r\n\r\n")
+            for _ in range(200):
+                connection.sendall(b"x" * 65_536)  # raises an error if the connection is reset
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_client_that_does_not_send_its_whole_request_is_dropped(running: RunningService) -> None:
