@@ -1,0 +1,1 @@
+"""Integrations: nodestate as a part of other software. Nothing else in nodestate imports them."""
