@@ -89,7 +89,7 @@ def test_a_node_that_the_mirror_could_not_publish_stops_the_view_from_deciding(c
     """Otherwise this host alone would get no instance, without a word."""
     cell.add_host("c10", cpu_info="x" * 300_000)
     cell.poll()
-    assert cell.problem().endswith("publishes 11 nodes, the view has 10")
+    assert cell.problem().endswith("says that the cell has 11 nodes, and the view has 10")
     cell.update("compute_nodes", "c10", cpu_info="{}")
     cell.poll()
     assert cell.problem() == ""

@@ -18,6 +18,7 @@ mirror, so they say nothing that the mirror's own node does not say.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nodestate.errors import CorruptItemError
@@ -31,7 +32,6 @@ from nodestate.integrations.nova.row_form import (
 )
 from nodestate.model import NodeRecord
 from nodestate.text import age_text, count_text
-from nodestate.view.difference import ViewDifference, view_difference
 from nodestate.view.view import View
 
 
@@ -52,6 +52,36 @@ class NodeEntry:
         if self._nova is None:
             self._nova = nova_node(self.record)
         return self._nova
+
+
+class CellView:
+    """The nodes of one Nova cell, as of one view that may decide.
+
+    Args:
+        cell: the uuid of the cell mapping.
+        entries: the compute nodes by uuid.
+        age_s: seconds since the mirror read the database.
+    """
+
+    def __init__(self, cell: str, entries: Mapping[str, NodeEntry], age_s: float) -> None:
+        self.cell = cell
+        self.entries = entries
+        self.age_s = age_s
+        # By host with several nodes, the instances on all of them; None until a request needs them.
+        self._shared: dict[str, list[str]] | None = None
+
+    def instances_of_host(self, entry: NodeEntry) -> Sequence[str]:
+        """Return the uuids of all instances on the host of a node. Raises ``CorruptItemError``."""
+        part = entry.nova.part
+        if part.host_nodes == 1:
+            return entry.nova.instances
+        if self._shared is None:
+            shared: dict[str, list[str]] = {}
+            for other in self.entries.values():
+                if other.nova.part.host_nodes > 1:
+                    shared.setdefault((other.nova.part.compute or {}).get("host", ""), []).extend(other.nova.instances)
+            self._shared = shared
+        return self._shared[(part.compute or {}).get("host", "")]
 
 
 class CellNodes:
@@ -83,30 +113,26 @@ class CellNodes:
 
     def advance(self, view: View) -> None:
         """Take the changes between the last view and this one."""
-        change = (
-            view_difference(self._view, view) if self._view is not None else ViewDifference(list(view.nodes.records()))
-        )
-        self._view = view
-        self.changed_count += len(change.records)
-        for name in change.vanished:
-            self._remove(name)
-        for record in change.records:
-            if not record.live:
-                self._remove(record.name)
-            elif record.name.startswith(MIRROR_PREFIX):
-                self._mirrors[record.name] = record
-            elif is_compute_name(record.name):
-                self._records[record.name] = record
-        before = self._mirror
+        before, self._view = self._view, view
+        names = view.changed_since(before) if before is not None else list(view.nodes)
+        self.changed_count += len(names)
+        changed: list[NodeRecord] = []
+        for name in names:
+            record = view.nodes.record(name)
+            if record is None or not record.live:
+                self._remove(name)
+            elif name.startswith(MIRROR_PREFIX):
+                self._mirrors[name] = record
+            elif is_compute_name(name):
+                self._records[name] = record
+                changed.append(record)
+        known = self._mirror
         self._choose_mirror()
-        if self._mirror is not None and (before is None or before.incarnation != self._mirror.incarnation):
+        if self._mirror is not None and (known is None or known.incarnation != self._mirror.incarnation):
             self.entries, self._silent = {}, set()
-            for record in self._records.values():
-                self._enter(record)
-        else:
-            for record in change.records:
-                if record.live and record.name in self._records:
-                    self._enter(record)
+            changed = list(self._records.values())
+        for record in changed:
+            self._enter(record)
 
     def problem(self, view: View, max_age: float, silent_share: float) -> str:
         """Return why this view may not decide; empty if it may.
@@ -128,9 +154,8 @@ class CellNodes:
         if age > max_age:
             return f"the last sign of life of {mirror.name} is {age_text(age)}, over {max_age:g} s"
         if len(self.entries) != self._counts.nodes:
-            return (
-                f"{mirror.name} publishes {count_text(self._counts.nodes, 'node')}, the view has {len(self.entries):,}"
-            )
+            published = count_text(self._counts.nodes, "node")
+            return f"{mirror.name} says that the cell has {published}, and the view has {len(self.entries):,}"
         if len(self._silent) > silent_share * len(self.entries):
             return (
                 f"the services of {len(self._silent):,} of {count_text(len(self.entries), 'node')} are silent, "
@@ -138,10 +163,10 @@ class CellNodes:
             )
         return ""
 
-    def mirror_age(self, view: View) -> float:
-        """Return the seconds since the last sign of life of the mirror that started last."""
+    def cell_view(self, view: View) -> CellView:
+        """Return the nodes of the view of the last ``advance``, which ``problem`` found nothing against."""
         assert self._mirror is not None, "problem() found a mirror"
-        return view.node_age(self._mirror.name)
+        return CellView(self.cell, dict(self.entries), view.node_age(self._mirror.name))
 
     def _remove(self, name: str) -> None:
         self._mirrors.pop(name, None)
@@ -173,6 +198,9 @@ class CellNodes:
         if self._mirror is None or record.incarnation < self._mirror.incarnation:
             self.entries.pop(record.name, None)
             self._silent.discard(record.name)
+            return
+        before = self.entries.get(record.name)
+        if before is not None and before.record == record:  # the store began a new epoch with the same states
             return
         entry = self.entries[record.name] = NodeEntry(record)
         # The status is in the record's header, so most records need no decoding to tell that they are not silent.

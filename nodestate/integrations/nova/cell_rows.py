@@ -135,7 +135,7 @@ class CellRows:
             allocations = self._allocations_of(host, uuids)
             for uuid in uuids:
                 service = self._services.get(host)
-                yield uuid, node_state(self._cell, self.computes[uuid], service, allocations[uuid])
+                yield uuid, node_state(self._cell, self.computes[uuid], service, allocations[uuid], len(uuids))
 
     def _allocations_of(self, host: str, uuids: list[str]) -> dict[str, dict[str, Any]]:
         """Return for each node of a host the allocations of its instances.

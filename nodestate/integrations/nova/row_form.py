@@ -104,6 +104,8 @@ class NovaPart(msgspec.Struct, frozen=True, gc=False):
     """The row of ``compute_nodes``; None in the state of a mirror."""
     service: dict[str, Any] | None = None
     """The row of the nova-compute service; None if the host has none."""
+    host_nodes: int = 1
+    """Number of compute nodes on the host; more than 1 with ironic."""
     mirror: MirrorPart | None = None
     """None in the state of a compute node."""
 
@@ -194,14 +196,19 @@ def node_state(
     compute: Mapping[str, Any],
     service: Mapping[str, Any] | None,
     allocations: Mapping[str, Mapping[str, Any]],
+    host_nodes: int = 1,
 ) -> dict[str, Any]:
     """Return the state of a compute node, from carried columns and allocations by instance.
+
+    ``host_nodes`` is the number of compute nodes on its host.
 
     The fields beside ``namespaces`` let nodestate's scheduler and its checks understand the node, too.
     """
     nova: dict[str, Any] = {"v": FORM_VERSION, "cell": cell, "compute": dict(compute)}
     if service is not None:
         nova["service"] = dict(service)
+    if host_nodes > 1:
+        nova["host_nodes"] = host_nodes
     inventory, usage = {}, {}
     for name, total, used, ratio in RESOURCES:
         inventory[name] = {"total": max(0, compute.get(total, 0)), "allocation_ratio": compute[ratio]}
