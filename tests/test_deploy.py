@@ -47,6 +47,16 @@ def test_promtool_accepts_the_alert_rules_and_their_tests() -> None:
     assert "SUCCESS" in promtool("test", "rules", RULE_TESTS.name, folder=RULE_TESTS.parent)
 
 
+def test_each_alert_fires_in_one_case_and_is_quiet_in_another() -> None:
+    alerts = re.findall(r"alert: (\w+)", RULES.read_text(encoding="utf-8"))
+    cases = RULE_TESTS.read_text(encoding="utf-8")
+    quiet = re.findall(r"alertname: (\w+), exp_alerts: \[\]", cases)
+    firing = re.findall(r"alertname: (\w+)\n +exp_alerts:\n +- exp_labels", cases)
+    assert len(alerts) == 17
+    assert quiet == alerts
+    assert sorted(firing) == sorted(alerts)
+
+
 def test_promtool_accepts_the_queries_of_the_board(tmp_path: Path) -> None:
     rules = [
         {"record": f"query:{number}", "expr": query} for number, query in enumerate(queries_of_board())
@@ -64,7 +74,7 @@ def queries_of_board() -> list[str]:
 def test_alerts_and_panels_use_only_metrics_and_labels_that_are_exported() -> None:
     known = exported_names()
     alerts = re.findall(r"^        expr: (.*)$", RULES.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(alerts) >= 9
+    assert len(alerts) == 17
     for query in (*alerts, *queries_of_board()):
         names = set(re.findall(r"\bnodestate_\w+", query.replace('"nodestate', '"')))
         assert names <= known.keys(), query

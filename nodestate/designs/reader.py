@@ -142,7 +142,9 @@ class Reader:
                     self.stats.observe_refresh(
                         live.stored.design, self._clock.monotonic() - began, len(live.errors), len(live.followers)
                     )
-                    view = View(self.design, self._live.states, frozenset(), (), self._columns, self._clock)
+                    states = self._live.states
+                    self.stats.propagation.observe(states, self._clock)
+                    view = View(self.design, states, frozenset(), (), self._columns, self._clock)
                 view = view.bounded(max_age, node_max_age, on_stale, on_unresponsive)
                 if at_least is not None:
                     view.require(at_least, timeout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
+from nodestate.designs.propagation import Propagation
 from nodestate.errors import BehindError, StaleViewError
 from nodestate.histogram import REFRESH_BOUNDS_S, Histogram
 
@@ -21,6 +22,8 @@ class ReaderStats:
         """By design and result, the seconds that a refresh took."""
         self.refusals: dict[str, int] = dict.fromkeys(REFUSAL_CAUSES, 0)
         """By cause, the number of reads that were refused."""
+        self.propagation = Propagation()
+        """The times from events of nodes until a view showed them."""
 
     def observe_refresh(self, design: str, seconds: float, failed_count: int, partitions: int) -> None:
         """Count a refresh.

@@ -71,6 +71,7 @@ def reader_samples(reader: Reader) -> Iterator[Sample]:
         yield Sample("view_refresh_duration_seconds", durations, (design, result))
     for cause, count in dict(reader.stats.refusals).items():
         yield Sample("view_refusals_total", count, (cause,))
+    yield Sample("propagation_seconds", reader.stats.propagation.durations_s)
 
 
 def scheduler_samples(scheduler: Scheduler) -> Iterator[Sample]:

@@ -128,7 +128,7 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
         "propagation_seconds",
         "histogram",
         (),
-        "Time from a change of the canary node to the view that shows it; empty without a canary.",
+        "Time from an event of a node to the view that shows it, of one changed node of each refresh.",
     ),
     MetricDefinition(
         "scheduler",
@@ -149,7 +149,7 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
         "filter_removed_nodes_total",
         "counter",
         ("filter",),
-        "Nodes that a filter removed, in claims that found no node.",
+        "Nodes that a filter removed and no filter before it did, summed over all decisions.",
     ),
     MetricDefinition(
         "scheduler", "claim_conflicts_total", "counter", (), "Writes of claims lost to another scheduler."

@@ -188,9 +188,13 @@ class Scheduler:
         Raises ``StaleViewError`` if no view is fresh enough.
         """
         self.refresh(request.max_age)
+        return self.choose(request)
+
+    def choose(self, request: Request) -> list[Choice]:
+        """Do as ``select``, by the view that was read last. Reads no new view."""
         choices = self.selector.choices(request)
         for choice in choices:
-            self.stats.decisions["selected" if choice.node is not None else "no-host"] += 1
+            self.stats.count_decision("selected" if choice.node is not None else "no-host", choice.removed)
         return choices
 
     def explain(self, request: Request) -> Explanation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal
 
 from nodestate.histogram import DECISION_BOUNDS_S, Histogram
@@ -26,7 +27,7 @@ class SchedulerStats:
         self.decisions: dict[DecisionResult, int] = dict.fromkeys(RESULTS, 0)
         """By result, the number of instances."""
         self.filter_removed: dict[str, int] = {}
-        """By filter, the nodes that it removed, in all decisions that found no node."""
+        """By filter, the nodes that it removed and no filter before it did, in all decisions."""
         self.orders_refused: dict[str, int] = {}
         """By reason, the orders that agents refused, that came back or that were not answered."""
 
@@ -36,7 +37,8 @@ class SchedulerStats:
             reason = "other"
         self.orders_refused[reason] = self.orders_refused.get(reason, 0) + 1
 
-    def count_removed(self, name: str, nodes: int) -> None:
-        """Count nodes that the filter ``name`` removed in a decision that found no node."""
-        if nodes:
+    def count_decision(self, result: DecisionResult, removed: Mapping[str, int]) -> None:
+        """Count the decision about one instance, and the nodes that each filter removed in it."""
+        self.decisions[result] += 1
+        for name, nodes in removed.items():
             self.filter_removed[name] = self.filter_removed.get(name, 0) + nodes

@@ -86,7 +86,7 @@ async def select(call: ApiCall[ChoiceParameters]) -> ApiResponse:
             scheduler.selector.check(request)
         with node_bound(scheduler, call.parameters.node_max_age):
             scheduler.refresh(min(request.max_age or DEFAULT_MAX_AGE_S for request in requests))
-        found = [(request, choice) for request in requests for choice in scheduler.selector.choices(request)]
+        found = [(request, choice) for request in requests for choice in scheduler.choose(request)]
         explained = [scheduler.explain(request) for request in requests] if body.explain else []
         if all(choice.node is None for _, choice in found):
             first = found[0][1]

@@ -62,6 +62,7 @@ class NodeChooser:
                 row = placing.only_row if self.may(placing, placing.only_row) else None
             else:
                 row = next(iter(self._selector.best(placing.request, 1, self._excluded_rows(placing))), None)
+            placing.note_removed(self._selector.removed(placing.request))
             if row is None:
                 placing.fail(self.no_node(placing))
         return row

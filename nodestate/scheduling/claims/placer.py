@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from typing import Final
 
 from nodestate.errors import BadRequestError, NodestateError
@@ -115,12 +114,8 @@ class Placer:
             self.on_placed(waiting)
 
     def _count(self, placing: Placing) -> None:
-        """Count the result of a placing; if no node was found, also the nodes that each filter removed."""
-        failure = placing.failure
-        self.stats.decisions["claimed" if failure is None else "no-host"] += 1
-        if failure is not None:
-            for before, after in pairwise(failure.remaining):
-                self.stats.count_removed(after.filter, before.nodes - after.nodes)
+        """Count the result of a placing, and the nodes that each filter removed."""
+        self.stats.count_decision("claimed" if placing.failure is None else "no-host", placing.removed)
 
     def _place_each(self, placings: Iterable[Placing]) -> None:
         """Choose and claim a node for each of these placings by itself, until each has a claim or a failure."""

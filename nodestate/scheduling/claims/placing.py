@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nodestate.scheduling.claims.record import Claim
@@ -98,6 +98,8 @@ class Placing:
     """Why the instance got no node; None unless the placing failed."""
     conflicts: int = 0
     """How many times the instance lost its chosen node to another scheduler."""
+    removed: Mapping[str, int] = field(default_factory=dict)
+    """By filter, the nodes that it excluded when a node was chosen last; for counters."""
     seeds_group: bool = False
     """Whether the instance is the first member of an affinity group, as far as its scheduler knows."""
     together: list[Placing] = field(default_factory=list, compare=False, repr=False)
@@ -147,6 +149,10 @@ class Placing:
         """Allow only the node of this row; None: any node. A placing that has failed is tried again."""
         self.only_row = row
         self.failure = None
+
+    def note_removed(self, removed: Mapping[str, int]) -> None:
+        """Set how many nodes each filter excluded."""
+        self.removed = removed
 
     def assign(self, node: str, claim: Claim, *, seeds_group: bool = False) -> None:
         """Set the chosen node, and the claim that is about to be written on it.

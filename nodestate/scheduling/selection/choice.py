@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from nodestate.scheduling.selection.node_faults import RecentFault
 
@@ -50,6 +51,8 @@ class Choice:
     """
     lacks: tuple[Lack, ...] = ()
     """If no node was found, the resource classes that no candidate had enough of; else empty."""
+    removed: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """By filter, the nodes that it excluded and no filter before it did."""
 
 
 @dataclass(frozen=True, slots=True)

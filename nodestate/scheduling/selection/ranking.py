@@ -9,8 +9,9 @@ from typing import Final
 import numpy as np
 
 from nodestate.errors import BadRequestError
-from nodestate.scheduling.fleet import Fleet, RowIndex, Scores, count_of
+from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, Scores, count_of
 from nodestate.scheduling.request import Request
+from nodestate.scheduling.selection.exclusions import Exclusions
 from nodestate.scheduling.selection.filters import Filter, active_filters
 from nodestate.scheduling.selection.node_preference import PREFERENCE_BONUS
 from nodestate.scheduling.selection.policy_guard import guarded_filter, guarded_weigher
@@ -44,8 +45,11 @@ class Ranking:
         """The fleet whose rows are scored."""
         self._request = request
         """Any request of the shape for which the rows are scored."""
-        self._filters = [guarded_filter(name, filter_) for name, filter_ in active_filters(request, filters)]
+        called = active_filters(request, filters)
+        self._filters = [guarded_filter(name, filter_) for name, filter_ in called]
         """The filters that are called for the request, in the order in which they are applied."""
+        self.exclusions = Exclusions([name for name, _ in called])
+        """Which of these filters excludes each row, as of the last refresh."""
         active = active_weighers(request, weighers)
         self._weighers = [(guarded_weigher(name, weigher), multiplier) for name, weigher, multiplier in active]
         """The weighers that are called for the request, each with its multiplier."""
@@ -83,10 +87,14 @@ class Ranking:
         if self._as_of is not None and self._basis == basis and not self._by_group:
             rows = fleet.changed_since(self._as_of)
         if rows is None or len(rows) > FULL_REFRESH_SHARE * len(fleet):
-            self.score = self._scored(fleet.all, shuffle, bonus)
+            score = self._weighed(fleet.all, shuffle, bonus)
+            score[self.exclusions.judge_all(len(fleet), self._flags(fleet.all))] = -np.inf
+            self.score = score
         elif rows:
             some = np.array(sorted(set(rows)), np.intp)
-            self.score[some] = self._scored(some, shuffle, bonus)
+            score = self._weighed(some, shuffle, bonus)
+            score[self.exclusions.judge_some(some, self._flags(some))] = -np.inf
+            self.score[some] = score
         self._as_of, self._basis = fleet.changes, basis
 
     def best(
@@ -118,22 +126,19 @@ class Ranking:
         """Return the total weight that a row loses for a loss of rank (``NodeFaults.losses``)."""
         return loss * self._range
 
-    def _scored(self, rows: RowIndex, shuffle: Scores, bonus: Scores | None) -> Scores:
-        """Filter and weigh rows, and return the score of each of ``rows``."""
+    def _weighed(self, rows: RowIndex, shuffle: Scores, bonus: Scores | None) -> Scores:
+        """Weigh rows, and return the score that each of ``rows`` has if no filter excludes it."""
         fleet, request = self._fleet, self._request
         total: Scores = np.zeros(count_of(rows))
         for weigh, multiplier in self._weighers:
             total += multiplier * weigh(fleet, rows, request)
         if bonus is not None:
             total += bonus[rows]
-        total = np.floor(total / TIE_WIDTH) + shuffle[rows]
-        for filter_ in self._filters:
-            passed = filter_(fleet, rows, request)
-            if passed is False:
-                total[:] = -np.inf
-            elif passed is not True:
-                total[~passed] = -np.inf
-        return total
+        return np.asarray(np.floor(total / TIE_WIDTH) + shuffle[rows], np.float64)
+
+    def _flags(self, rows: RowIndex) -> list[Flags | bool]:
+        """Return the result of each filter for some rows."""
+        return [filter_(self._fleet, rows, self._request) for filter_ in self._filters]
 
 
 def active_weighers(request: Request, weighers: Mapping[str, Weigher]) -> list[tuple[str, Weigher, float]]:

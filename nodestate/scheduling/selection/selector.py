@@ -86,6 +86,14 @@ class Selector:
         """
         return self._ranking(request).best(count, exclude, self._losses())
 
+    def removed(self, request: Request) -> Mapping[str, int]:
+        """Return by filter how many nodes it excluded that no filter before it did.
+
+        The numbers are as of the last call of ``best`` or ``passes`` for a request of this shape; empty before it.
+        """
+        ranking = self._rankings.get(request.shape)
+        return ranking.exclusions.removed() if ranking is not None else {}
+
     def passes(self, request: Request, row: int) -> bool:
         """Return whether a row passes all filters for the request."""
         return bool(self._ranking(request).score[row] != -np.inf)
@@ -110,11 +118,12 @@ class Selector:
             for instance in ids:
                 rows = self.best(request, 1 + request.alternates)
                 names = [self.fleet.names[row] for row in rows]
+                removed = self.removed(request)
                 if not names:
                     remaining, unknown, lacks = self.remaining(request), self.unknown(request), self.lacks(request)
-                    choices.append(Choice(instance, None, (), remaining, unknown, lacks))
+                    choices.append(Choice(instance, None, (), remaining, unknown, lacks, removed))
                     continue
-                choices.append(Choice(instance, names[0], tuple(names[1:])))
+                choices.append(Choice(instance, names[0], tuple(names[1:]), removed=removed))
                 self.assume(rows[0], instance, request, replaced)
         failed = next((choice for choice in choices if choice.node is None), None)
         if failed is not None and request.group is not None and request.group.policy == "anti-affinity":
