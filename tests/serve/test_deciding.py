@@ -239,6 +239,50 @@ def test_a_decision_tells_what_each_filter_left_before_the_claim_and_the_best_no
         assert after.status_code == 409, "the claim counts again after the explanation"
 
 
+def explained(deciding: DecidingCell, instance: str) -> Any:
+    """The last decision about an instance, once it is explained."""
+    path = f"/v1/decisions?instance={instance}&limit=1"
+    wait_until(lambda: deciding.running.get(path).json()["decisions"][0]["explained"], "it is never explained")
+    return deciding.running.get(path).json()["decisions"][0]
+
+
+def test_a_decision_about_a_boot_tells_how_the_nodes_ranked_before_its_claim() -> None:
+    """The node is chosen in a step of the scheduler. The only node in the zone is full after it."""
+    states = {"n0": state(zone="az1"), "n1": state(zone="az2"), "n2": state(zone="az2")}
+    with DecidingCell(states) as deciding:
+        deciding.done(deciding.post("/v1/boots", wanted("a", vcpu=VCPU, zone="az1")))
+        found = explained(deciding, "a")
+        assert [best["node"] for best in found["best"]] == ["n0"]
+        assert found["filters"][-1]["left"] == 1
+        assert (found["kind"], found["chosen"], found["outcome"]) == ("boot", "n0", "booted")
+        assert found["age"] < 5
+
+
+def test_a_decision_about_a_move_ranks_the_other_nodes_without_the_instance_itself(deciding: DecidingCell) -> None:
+    deciding.done(deciding.post("/v1/boots", wanted("a", vcpu=VCPU, force_nodes=["n0"])))
+    deciding.pass_time(5.0)
+    assert deciding.done(deciding.post("/v1/instances/a/migrate", {}))["state"] == "done"
+    found = explained(deciding, "a")
+    assert found["kind"] == "migrate"
+    assert {best["node"] for best in found["best"]} == {"n1", "n2"}
+    assert found["filters"][0] == {"name": "all", "left": 2}
+
+
+def test_decisions_about_reservations_are_recorded(deciding: DecidingCell) -> None:
+    held = deciding.post("/v1/reservations", MEMBERS).json()
+    found = explained(deciding, "m1")
+    assert (found["kind"], found["outcome"]) == ("reserve", "reserved")
+    assert found["chosen"] in {one["node"] for one in held["members"]}
+    assert len(found["best"]) == 3
+    for member in held["members"]:
+        assert deciding.running.get(f"/v1/decisions?instance={member['instance']}").json()["decisions"]
+    large = {"members": [{"instances": ["x"], "resources": {"VCPU": VCPU + 1}}]}
+    assert deciding.post("/v1/reservations", large).status_code == 409
+    failed = explained(deciding, "x")
+    assert (failed["kind"], failed["outcome"], failed["chosen"]) == ("reserve", "no-host", None)
+    assert failed["filters"][-1]["left"] == 0
+
+
 def test_decisions_are_listed_newest_first_in_pages_and_by_instance(deciding: DecidingCell) -> None:
     for name in "abc":
         deciding.post("/v1/claims", wanted(name))
