@@ -54,7 +54,9 @@ class NodeDrain(msgspec.Struct):
 
 
 OnProgress = Callable[[Sequence[NodeDrain]], None]
-"""Called with the drains of all nodes before the first instance is moved, and after each batch."""
+"""Called with the drains of all nodes: once the cordons were answered, once the instances are known, and after each
+batch.
+"""
 
 
 def drain(
@@ -81,7 +83,7 @@ def drain(
         deadline_s: Seconds after which no further instance is moved. A migration that is under way then goes on.
         max_parallel: Number of instances that are moved at a time. Members of one affinity group are moved together,
             even if they are more.
-        on_progress: Called after each batch.
+        on_progress: Called with the drains whenever they have changed.
 
     Returns one result for each node, in the order of ``nodes``.
 
@@ -124,6 +126,7 @@ def draining(
     ends = clock.monotonic() + deadline_s
     results = yield from cordoning(session, nodes, by=by, reason=reason, timeout_s=timeout_s)
     drains = [NodeDrain(one.node, one) for one in results]
+    on_progress(drains)
     closed = [one for one in drains if not one.cordon.refused]
     for one in closed:
         left_s = max(0.0, ends - clock.monotonic())

@@ -117,6 +117,13 @@ def test_a_drain_whose_cordon_is_not_answered_moves_nothing(deciding: DecidingCe
     assert (unknown.status_code, unknown.json()["type"]) == (404, "not-found")
 
 
+def test_a_drain_whose_view_becomes_stale_says_that_the_node_is_cordoned(deciding: DecidingCell) -> None:
+    deciding.cell.consumer_frozen = True
+    done = deciding.done(deciding.post("/v1/nodes/n0/drain", {}))
+    assert (done["state"], done["cordon"]["done"], done["instances"]) == ("failed", True, [])
+    assert done["error"].startswith("the view is ")
+
+
 def test_other_work_goes_on_while_a_node_is_drained(deciding: DecidingCell) -> None:
     deciding.done(deciding.post("/v1/boots", wanted("a", force_nodes=["n0"])))
     deciding.pass_time(3.0)
