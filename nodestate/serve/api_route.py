@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, TypeVar
 
@@ -58,7 +58,7 @@ class ApiRoute:
     """Path, with ``{name}`` for parameters in it."""
     summary: str
     """One sentence for the OpenAPI document and the reference."""
-    handler: Callable[[ApiCall[Any]], Awaitable[ApiResponse]]
+    handler: Callable[[ApiCall[Any]], Coroutine[Any, Any, ApiResponse]]
     response: Any
     """Type of the response: a struct; None for a stream."""
     parameters: type[msgspec.Struct] = NoParameters

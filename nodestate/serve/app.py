@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -41,7 +42,7 @@ from nodestate.serve.limits import Limits
 from nodestate.serve.openapi import openapi_document
 from nodestate.serve.parameters import parameters_of
 from nodestate.serve.problems import ProblemError, blank, problem, problem_of
-from nodestate.serve.responses import problem_response
+from nodestate.serve.responses import ApiResponse, problem_response
 from nodestate.serve.service import Service
 
 _log: Final = structlog.get_logger("nodestate.serve.app")
@@ -106,8 +107,10 @@ def create_app(
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            headers = Headers(scope=scope)
             try:
-                access.require_direct(scope["scheme"], Headers(scope=scope))
+                _require_one_length(headers)
+                access.require_direct(scope["scheme"], headers)
             except ProblemError as error:
                 await problem_response(error)(scope, receive, send)
                 return
@@ -125,11 +128,38 @@ def _endpoint(
         route = routes["GET" if request.method == "HEAD" else request.method]
         try:
             call = await _call_of(service, access, limits, route, request)
-            return service.responder.respond(await route.handler(call), call.media_type)
+            if request.method == "HEAD" and route.events:  # the stream would not end
+                return Response(media_type=route.media_types[0])
+            work = route.handler(call)
+            answer = await (work if route.method == "POST" else _while_connected(request, work))
+            return service.responder.respond(answer, call.media_type)
         except (NodestateError, ProblemError) as error:
             return problem_response(problem_of(error))
 
     return endpoint
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, ApiResponse]) -> ApiResponse:
+    """Return the result of the work of a request. Cancel the work if the client leaves before.
+
+    A client may ask for an answer that comes after a minute, close its connection, and ask again. If its work went on,
+    no limit of connections would limit the requests that wait.
+    """
+    task = asyncio.ensure_future(work)
+    left = asyncio.ensure_future(_wait_until_left(request.receive))
+    try:
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise blank(400, "the client closed the connection before the answer")
+        return task.result()
+    finally:
+        left.cancel()
+        task.cancel()
+
+
+async def _wait_until_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _call_of(service: Service, access: Access, limits: Limits, route: ApiRoute, request: Request) -> ApiCall[Any]:
@@ -167,12 +197,24 @@ async def _body_of(request: Request, max_bytes: int) -> bytes:
     except ClientDisconnect:
         raise blank(400, "the client closed the connection before the end of its request") from None
     if size > max_bytes:
+        # The rest of the body is read and dropped, for the time of a request: if the connection were closed while bytes
+        # are unread, the system would reset it, and the client could lose the answer. A client that waits for 100 may
+        # send no body, so its next bytes could be either.
         raise problem(
             "too-large",
             f"the body has more than {max_bytes:,} bytes, the most that this service accepts (--max-body-bytes)",
-            headers={"Connection": "close"},
+            headers={"Connection": "close"} if "expect" in request.headers else None,
         )
     return bytes(body)
+
+
+def _require_one_length(headers: Headers) -> None:
+    """Raise ``ProblemError`` if a request has two lengths.
+
+    A proxy on the way may have chosen the other one, and take the rest for a request of another client.
+    """
+    if "transfer-encoding" in headers and "content-length" in headers:
+        raise blank(400, "give Content-Length or Transfer-Encoding, not both", {"Connection": "close"})
 
 
 async def _on_http_error(_request: Request, error: Exception) -> Response:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nodestate.serve.encoding import JSON, encode
-from nodestate.serve.limits import LARGE_BYTES, REFUSED_CONNECTIONS_COUNT, Limits
+from nodestate.serve.limits import KEEP_ALIVE_S, LARGE_BYTES, REFUSED_CONNECTIONS_COUNT, Limits
 from nodestate.serve.problems import MEDIA_TYPE, blank, problem
 
 ABORT: Final = "nodestate.abort"
@@ -65,15 +65,24 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
             self._expect_request()
 
         def data_received(self, data: bytes) -> None:
+            if not self._is_refused:
+                super().data_received(data)
+
+        def handle_events(self) -> None:
+            """Act on received bytes; called when they come, and after each response for those that came meanwhile."""
+            super().handle_events()
             if self._is_refused:
                 return
-            super().data_received(data)
-            if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):  # the rest of a request is to come
+            state = self.conn.their_state
+            if state is h11.SEND_BODY or (state is h11.IDLE and self.conn.trailing_data[0]):  # a rest is to come
                 if self._request_timer is None:
                     self._expect_request()
-            elif self._request_timer is not None:
+                return
+            if self._request_timer is not None:
                 self._request_timer.cancel()
                 self._request_timer = None
+            if state is h11.IDLE and self.timeout_keep_alive_task is None:  # a body came after its response
+                self.timeout_keep_alive_task = self.loop.call_later(KEEP_ALIVE_S, self.timeout_keep_alive_handler)
 
         def _close(self) -> None:
             """Close the connection after its last answer."""

@@ -144,6 +144,70 @@ def test_a_client_that_does_not_send_its_whole_request_is_dropped(running: Runni
     assert running.get("/livez").status_code == 200
 
 
+def test_the_answer_to_a_large_body_reaches_a_client_that_sends_all_of_it(running: RunningService) -> None:
+    """Regression: the connection was closed with the answer, while the client still sent, and the system reset it."""
+    head = b"POST /v1/session HTTP/1.1\r\nHost: localhost\r\n"
+    chunks = b"".join(b"186a0\r\n" + b"x" * 100_000 + b"\r\n" for _ in range(50)) + b"0\r\n\r\n"
+    for rest in (
+        b"Content-Length: 5000000\r\n\r\n" + b"x" * 5_000_000,
+        b"Transfer-Encoding: chunked\r\n\r\n" + chunks,
+    ):
+        with connect(running) as connection:
+            connection.sendall(head + rest)  # raises ConnectionResetError if the server closes
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 413 ")
+
+
+def test_the_rest_of_a_request_behind_another_one_is_not_waited_for(running: RunningService) -> None:
+    """Regression: only bytes that came after the first response started the time for the second request.
+
+    Such connections stayed for ever, and a client with --max-connections of them kept out all others.
+    """
+    for second in (b"POST /v1/session HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx", b"GET /livez HT"):
+        with connect(running) as connection:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n" + second)
+            received = read_to_end(connection)  # times out if the server does not close
+        assert received.count(b"HTTP/1.1 200 ") == 1
+
+
+def test_a_connection_whose_body_came_after_the_answer_is_used_again(running: RunningService) -> None:
+    """The time for the first request must not end the connection while it is idle or has another request."""
+    with connect(running) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n")
+        assert b" 404 " in connection.recv(65_536)
+        connection.sendall(b"abc")
+        connection.settimeout(2 * LIMITS.request_timeout_s)
+        with pytest.raises(TimeoutError):
+            connection.recv(65_536)
+        connection.settimeout(PATIENCE_S)
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_request_with_two_lengths_ends_its_connection(running: RunningService) -> None:
+    """A proxy on the way may have believed the other length: the rest could be the request of another client."""
+    with connect(running) as connection:
+        connection.sendall(
+            b"POST /v1/session HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n"
+            b"0\r\n\r\nGET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        )
+        received = read_to_end(connection)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
+def test_a_request_whose_client_has_left_does_not_wait(running: RunningService) -> None:
+    """Regression: each went on for the time that it had asked for, beside the limit of connections."""
+    feed = running.service.feeds.main
+    for _ in range(3):
+        with connect(running) as connection:
+            connection.sendall(
+                b"GET /v1/nodes/node-1?wait=60s&max_age=1e9&at_least=node-1:999999999999.1 HTTP/1.1\r\n"
+                b"Host: localhost\r\n\r\n"
+            )
+            wait_until(lambda: feed._watchers == 1, "the request does not wait")
+        wait_until(lambda: feed._watchers == 0, "the request waits for its client", 20)
+
+
 @pytest.mark.parametrize(
     "sent", [b"\x16\x03\x01\x02\x00\x01", b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"GET /" + b"x" * 100_000]
 )
@@ -179,3 +243,12 @@ def test_connections_above_the_limit_are_refused_and_those_below_it_served(runni
             assert "--max-connections" in refused.json()["detail"]
         assert running.get("/livez").status_code == 200
     wait_until(lambda: httpx.get(f"{running.listener.url}/livez", trust_env=False).status_code == 200, "no recovery")
+
+
+def test_head_of_a_stream_ends(running: RunningService) -> None:
+    """Regression: it was served as a stream without content, and the next request waited behind it."""
+    for _ in range(LIMITS.max_streams + 1):
+        answer = running.client.head("/v1/events")
+        assert (answer.status_code, answer.headers["content-type"][:17]) == (200, "text/event-stream")
+    assert running.get("/livez").status_code == 200
+    assert not running.service.hub.clients
