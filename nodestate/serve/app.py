@@ -197,13 +197,10 @@ async def _body_of(request: Request, max_bytes: int) -> bytes:
     except ClientDisconnect:
         raise blank(400, "the client closed the connection before the end of its request") from None
     if size > max_bytes:
-        # The rest of the body is read and dropped, for the time of a request: if the connection were closed while bytes
-        # are unread, the system would reset it, and the client could lose the answer. A client that waits for 100 may
-        # send no body, so its next bytes could be either.
         raise problem(
             "too-large",
             f"the body has more than {max_bytes:,} bytes, the most that this service accepts (--max-body-bytes)",
-            headers={"Connection": "close"} if "expect" in request.headers else None,
+            headers={"Connection": "close"},
         )
     return bytes(body)
 

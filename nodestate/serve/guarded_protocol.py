@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -69,7 +70,7 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
                 super().data_received(data)
 
         def handle_events(self) -> None:
-            """Act on received bytes; called when they come, and after each response for those that came meanwhile."""
+            """Act on received bytes; called when bytes come, and after each response."""
             super().handle_events()
             if self._is_refused:
                 return
@@ -137,7 +138,8 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
             """
             self._is_refused = True
             if self.transport.can_write_eof():  # TLS has no such end: the client sees the end of the answer
-                self.transport.write_eof()
+                with suppress(OSError):  # the client has left
+                    self.transport.write_eof()
             self.flow.resume_reading()
             if self._request_timer is not None:
                 self._request_timer.cancel()
