@@ -329,7 +329,10 @@ PARTS: Final[dict[str, Callable[[], str]]] = {
     "key space": key_space,
     "commands": commands,
     "findings": findings,
-    **{f"metrics of {part}": partial(metrics, part) for part in ("consumer", "cell", "reader", "scheduler", "agent")},
+    **{
+        f"metrics of {part}": partial(metrics, part)
+        for part in ("consumer", "cell", "reader", "scheduler", "agent", "node")
+    },
     "routes": routes,
     "parameters": parameters,
     "problems": problems,

@@ -297,8 +297,9 @@ def test_a_collector_that_fails_is_an_error_of_the_scrape_alone() -> None:
 def test_names_follow_the_conventions_of_prometheus() -> None:
     assert len(BY_NAME) == len(METRICS)
     for metric in METRICS:
-        assert metric.name.endswith("_total") == (metric.kind == "counter") or metric.name == "capacity_total"
-        assert "node" not in metric.labels, "a time series for each node is too many"
+        is_sum = metric.name in ("capacity_total", "node_capacity_total")
+        assert metric.name.endswith("_total") == (metric.kind == "counter") or is_sum
+        assert ("node" in metric.labels) == (metric.part == "node"), "a time series for each node is too many"
 
 
 # -- commands ---------------------------------------------------------------------------------------

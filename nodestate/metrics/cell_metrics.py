@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from nodestate.broker import QueueDepth
 from nodestate.designs.inspection import DesignStatus, HeadStatus
 from nodestate.metrics.metric_table import Sample
+from nodestate.metrics.node_page import ClaimedAmounts
 from nodestate.model import STATUSES
 from nodestate.view.columns import NOT_THERE
 from nodestate.view.documents import zone_of
@@ -26,7 +27,7 @@ def cell_samples(
     designs: Sequence[DesignStatus],
     queues: Sequence[QueueDepth],
     heartbeat_s: float,
-    claimed: Mapping[tuple[str, str], int] | None = None,
+    claimed: ClaimedAmounts | None = None,
 ) -> list[Sample]:
     """Return the samples of a cell.
 
@@ -35,7 +36,7 @@ def cell_samples(
         designs: the designs that consumers write, as an inspection found them.
         queues: the queues of the partitions, as the broker reports them.
         heartbeat_s: the setting of the cell.
-        claimed: by resource class and zone, the amount of claims that are not yet used; None if that is not known.
+        claimed: the claims on the nodes; None if they are not known.
     """
     samples = [sample for design in designs for sample in partition_samples(design)]
     for queue in queues:
@@ -44,8 +45,7 @@ def cell_samples(
             samples.append(Sample("queue_ready_messages", queue.ready, labels))
             if queue.consumers is not None:
                 samples.append(Sample("queue_consumers", queue.consumers, labels))
-    samples += node_samples(view, heartbeat_s)
-    samples += [Sample("capacity_claimed", amount, labels) for labels, amount in (claimed or {}).items()]
+    samples += node_samples(view, heartbeat_s, claimed)
     return samples
 
 
@@ -63,7 +63,7 @@ def partition_samples(design: DesignStatus) -> Iterator[Sample]:
         yield Sample("partition_incomplete_nodes", len(incomplete), labels)
 
 
-def node_samples(view: View, heartbeat_s: float) -> Iterator[Sample]:
+def node_samples(view: View, heartbeat_s: float, claimed: ClaimedAmounts | None = None) -> Iterator[Sample]:
     """Yield the samples of the nodes of a view. Those of capacity count the nodes that are up."""
     bound_s = UNRESPONSIVE_HEARTBEATS * heartbeat_s
     columns = view.columns
@@ -84,3 +84,6 @@ def node_samples(view: View, heartbeat_s: float) -> Iterator[Sample]:
         for name in columns.capacity:
             yield Sample("capacity_total", int(columns.capacity[name][at_rows].sum()), (name, zone))
             yield Sample("capacity_used", int(columns.usage[name][at_rows].sum()), (name, zone))
+            if claimed is not None:
+                on_nodes = (claimed[node] for node in (columns.names[row] for row in rows) if node in claimed)
+                yield Sample("capacity_claimed", sum(amounts.get(name, 0) for amounts in on_nodes), (name, zone))

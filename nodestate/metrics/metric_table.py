@@ -9,8 +9,8 @@ from nodestate.histogram import Histogram
 PREFIX: Final = "nodestate_"
 """First part of the name of each metric."""
 
-Part = Literal["consumer", "cell", "reader", "scheduler", "agent"]
-"""The part of a cell that a metric is about."""
+Part = Literal["consumer", "cell", "reader", "scheduler", "agent", "node"]
+"""The part of a cell that a metric is about. Only the metrics of ``node`` have a label for the node."""
 
 
 class MetricDefinition(NamedTuple):
@@ -179,6 +179,30 @@ METRICS: Final[tuple[MetricDefinition, ...]] = (
     ),
     MetricDefinition(
         "agent", "orders_total", "counter", ("kind", "result"), "Orders carried out (done) or refused (the reason)."
+    ),
+    MetricDefinition("node", "node_status", "gauge", ("node", "status", "zone"), "1 for the present status."),
+    MetricDefinition(
+        "node",
+        "node_age_seconds",
+        "gauge",
+        ("node",),
+        "Seconds since the last sign of life of the node; +Inf if none is known.",
+    ),
+    MetricDefinition("node", "node_capacity_total", "gauge", ("node", "class"), "Capacity of the node."),
+    MetricDefinition("node", "node_capacity_used", "gauge", ("node", "class"), "Used amount of the node."),
+    MetricDefinition(
+        "node",
+        "node_capacity_claimed",
+        "gauge",
+        ("node", "class"),
+        "Amount of claims that are not yet used there.",
+    ),
+    MetricDefinition(
+        "node",
+        "node_capacity_free",
+        "gauge",
+        ("node", "class"),
+        "Capacity without the used and the claimed amount; negative if overcommitted.",
     ),
 )
 """All metrics, in the order of docs/reference/metrics.md."""

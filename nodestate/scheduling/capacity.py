@@ -127,6 +127,19 @@ def _part(names: list[str], sums: npt.NDArray[np.int64]) -> CapacityPart:
     return CapacityPart(values[0], values[1], classes)
 
 
+def claimed_by_node(fleet: Fleet) -> dict[str, dict[str, int]]:
+    """Return by node and class the claimed amounts that no report of the node includes; only nodes that have some."""
+    found = {}
+    for row in list(fleet.claim_overlay.outstanding):
+        amounts = {}
+        for name, (totals, usages) in fleet.amounts.items():
+            if claimed := int(totals[row]) - int(usages[row]) - int(fleet.free[name][row]):
+                amounts[name] = claimed
+        if amounts:
+            found[fleet.names[row]] = amounts
+    return found
+
+
 # -- one request ------------------------------------------------------------------------------------
 
 

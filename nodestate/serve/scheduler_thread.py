@@ -106,6 +106,11 @@ class SchedulerThread:
         """True while the thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def scheduler(self) -> Scheduler | None:
+        """The scheduler, for its counters; None before the first job."""
+        return self._scheduler
+
     def end_waits(self) -> None:
         """Refuse further jobs, and let the thread end after its present job."""
         self._stopping = True

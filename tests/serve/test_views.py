@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from harness.waiting import PATIENCE_S, wait_until
 from nodestate.designs.reader import Reader
+from nodestate.metrics.metric_table import METRICS, PREFIX
+from nodestate.serve import metrics_routes
 from nodestate.testing import MemoryStore
 from nodestate.view.documents import view_document
 from tests.machines.simulated_cell import SimulatedCell
@@ -235,6 +240,46 @@ def test_designs_health_and_unknown_paths(calm: RunningService) -> None:
     refused = calm.client.post("/v1/view")
     assert (refused.status_code, refused.json()["type"]) == (405, "about:blank")
     assert "GET" in refused.headers["allow"]
+
+
+def test_the_metrics_of_each_node_are_a_page_of_their_own(calm: RunningService) -> None:
+    page = calm.get("/metrics/nodes")
+    assert page.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in text_string_to_metric_families(page.text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
+    assert found.keys() == {PREFIX + metric.name for metric in METRICS if metric.part == "node"}
+    for node in calm.get("/v1/nodes").json()["nodes"]:
+        name = node["name"]
+        assert found["nodestate_node_status"][name, node["status"], node["zone"]] == 1
+        assert found["nodestate_node_age_seconds"][(name,)] == pytest.approx(node["last_seen"], abs=PATIENCE_S)
+        for resource, total in node["capacity"].items():
+            used = node["usage"][resource]
+            assert found["nodestate_node_capacity_total"][name, resource] == total
+            assert found["nodestate_node_capacity_used"][name, resource] == used
+            assert found["nodestate_node_capacity_claimed"][name, resource] == 0
+            assert found["nodestate_node_capacity_free"][name, resource] == total - used
+    assert 'node="' not in calm.get("/metrics").text
+
+
+def test_a_page_of_many_nodes_does_not_keep_other_requests_waiting(
+    calm: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+
+    def slow_page(*_: object) -> bytes:
+        may_end.wait(PATIENCE_S)
+        return b"late"
+
+    monkeypatch.setattr(metrics_routes, "node_page", slow_page)
+    with ThreadPoolExecutor(1) as pool:
+        page = pool.submit(calm.get, "/metrics/nodes")
+        wait_until(lambda: calm.service.workers._pending, "the page is not rendered")
+        assert calm.get("/livez").status_code == 200
+        assert calm.get("/v1/nodes/node-1").status_code == 200
+        may_end.set()
+        assert page.result().text == "late"
 
 
 def test_metrics_of_the_cell_and_of_the_reader_are_one_page(calm: RunningService) -> None:
