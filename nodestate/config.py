@@ -96,7 +96,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     read_design: str = "snapshot"
     """The design that readers read if the cell has no control record."""
     plugins: tuple[str, ...] = ("*",)
-    """The packages whose filters and weighers schedulers load, separated by commas; * for all that are installed."""
+    """The packages whose filters, weighers and sources may be loaded, separated by commas; * for all installed ones."""
     inventory_ceilings: tuple[Annotated[str, Meta(pattern=rf"\A{CEILING_PATTERN}\Z")], ...] = ()
     """Largest believable capacities, separated by commas: VCPU=512, or for names of nodes gpu-*/VCPU=1024.
 

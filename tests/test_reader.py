@@ -172,6 +172,32 @@ def test_incomplete_nodes_are_left_out_by_the_decision_on_partitions(world: Simu
     assert (excluding.incomplete, excluding.left_out) == ({"node-4"}, {"node-4"})
 
 
+def test_a_node_that_was_just_reported_counts_as_heard_from(world: SimulatedCell, reader: Reader, design: str) -> None:
+    """Regression: its age was infinite until the next renewal, so a scheduler took a new node for a dead one."""
+    reader.read(max_age=5.0, node_max_age=15.0)
+    del world.agents["node-3"]
+    world.run_well(60)
+    world.start_agent("node-new", {"usage": {"VCPU": 1}})
+    world.start_agent("node-3", {"usage": {"VCPU": 2}})
+    world.members[0].step()
+    for one in (reader, Wired(world, design)):
+        view = one.read(max_age=5.0, node_max_age=15.0)
+        assert view.nodes["node-3"].state["usage"] == {"VCPU": 2}
+        assert sorted(view.nodes) == [*NODES, "node-new"]
+
+
+def test_nodes_keep_their_signs_of_life_when_an_epoch_begins(world: SimulatedCell, reader: Reader, design: str) -> None:
+    """Regression: at the loss of a store, every node had an infinite age until the renewal after the first commit."""
+    reader.read(max_age=5.0, node_max_age=15.0)
+    for place in world.places:
+        place.flush()
+    for _ in range(20):
+        world.run_well(0.25)
+        for one in (reader, Wired(world, design)):
+            view = one.read(max_age=60.0, node_max_age=30.0, on_stale="flag", on_unresponsive="refuse")
+    assert sorted(view.nodes) == NODES
+
+
 def test_messages_that_waited_in_the_queue_are_no_new_signs_of_life(world: SimulatedCell, reader: Reader) -> None:
     """Regression (I5): a node that died while no consumer ran counted as alive when its heartbeats were delivered."""
     silent = world.clock.monotonic()

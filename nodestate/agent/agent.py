@@ -199,7 +199,7 @@ class Agent:
             self.flush(self.config.broker_timeout_s)
         finally:
             for polled in self._sources:
-                polled.source.close()
+                polled.close_source()
             for polled in self._sources:
                 polled.close_lock()
 
@@ -207,7 +207,7 @@ class Agent:
 
     def _poll(self, polled: PolledSource, now: float) -> None:
         try:
-            for reading in polled.source.poll(now):
+            for reading in polled.readings(now):
                 self._publish_reading(polled, reading, now)
         except SourceUnavailableError as error:
             if not polled.failing:

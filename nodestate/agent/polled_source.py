@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from nodestate.agent.cordons import Cordons
 from nodestate.agent.incarnation import IncarnationLock, state_directory
-from nodestate.agent.sources import StateSource
+from nodestate.agent.sources import Reading, StateSource
 from nodestate.config import Config
-from nodestate.errors import NodestateError
+from nodestate.errors import NodestateError, SourceUnavailableError
 from nodestate.ports import Clock
 
 
@@ -40,6 +42,32 @@ class PolledSource:
         if self.lock is not None:
             self.lock.raise_to(number)
         return number
+
+    def readings(self, now: float) -> Iterator[Reading]:
+        """Yield the readings since the last poll. ``now``: monotonic seconds.
+
+        Raises ``SourceUnavailableError`` if the source cannot be read. The code of another package may raise anything:
+        that counts as unavailable, too, so it does not end the agent with its other sources.
+        """
+        try:
+            for reading in self.source.poll(now):
+                yield self._checked(reading)
+        except SourceUnavailableError:
+            raise
+        except Exception as error:
+            raise SourceUnavailableError(self.source.name, f"its code failed: {error!r}") from error
+
+    def _checked(self, reading: object) -> Reading:
+        if not isinstance(reading, Reading):
+            raise SourceUnavailableError(self.source.name, f"it gave a {type(reading).__name__}, no reading")
+        return reading
+
+    def close_source(self) -> None:
+        """Close the source. Logs an error of its code: the other sources must be closed, too."""
+        try:
+            self.source.close()
+        except Exception:  # noqa: BLE001 - code of another package may raise anything
+            structlog.get_logger("nodestate.agent").exception("source can't be closed", source=self.source.name)
 
     def close_lock(self) -> None:
         """Release the source's name, if it is locked."""

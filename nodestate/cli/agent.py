@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Final
 
 import click
 
@@ -13,6 +14,7 @@ from nodestate.agent.allocation_file import AllocationFile
 from nodestate.agent.incarnation import state_directory
 from nodestate.agent.sources import StateSource
 from nodestate.agent.sources.host import HostSource
+from nodestate.agent.sources.installed import installed_sources, open_installed_source
 from nodestate.agent.sources.libvirt import LibvirtSource
 from nodestate.agent.sources.simulated import SimulatedFleet, fleet_name
 from nodestate.broker import KombuSink
@@ -23,6 +25,9 @@ from nodestate.cli.streams import lost_log_lines, lost_log_lines_text
 from nodestate.ports import SystemClock
 from nodestate.text import count_text
 
+OWN_SOURCES: Final = ("host", "simulated", "libvirt")
+"""The sources of nodestate. Other packages add more by entry points."""
+
 
 @cell_command(
     "agent",
@@ -31,9 +36,10 @@ from nodestate.text import count_text
 )
 @click.option(
     "--source",
-    type=click.Choice(["host", "simulated", "libvirt"]),
+    type=click.Choice([*OWN_SOURCES, *installed_sources(OWN_SOURCES)]),
     default="host",
-    help="What to report: this machine, the hypervisor that libvirt controls, or a simulated fleet.",
+    help="What to report: this machine, the hypervisor that libvirt controls, a simulated fleet, or a source that an "
+    "installed package adds.",
 )
 @click.option("--nodes", type=click.IntRange(1), default=100, help="Simulated fleet: number of nodes.")
 @click.option(
@@ -86,6 +92,8 @@ def command(
         sources = [HostSource(name=name or "", zone=zone)]
     elif source == "libvirt":
         sources = [LibvirtSource(uri, name=name or "", zone=zone)]
+    elif source != "simulated":
+        sources = [open_installed_source(source, run.config)]
     else:
         allocations = AllocationFile(state_directory(run.config), fleet_name(prefix, seed))
         sources = [SimulatedFleet(nodes, seed=seed, changes_per_s=rate, prefix=prefix, allocations=allocations)]

@@ -40,6 +40,12 @@ _encode = msgspec.msgpack.Encoder().encode
 
 MAX_SEGMENT_BYTES = 512 * 1024
 """Most bytes of events in one commit. A larger batch is split, so that each journal segment fits into one item."""
+LONG_SILENCE_S: Final = 15.0
+"""A node that is heard again after more than these seconds gets its sign of life stored with the event's commit.
+
+Other signs of life wait for the next renewal. Agents send heartbeats every 10 s by default, so few commits write the
+ages of all nodes.
+"""
 BIN_HEADER_BYTES: Final = 5
 """Bytes that msgpack adds to each event in a segment."""
 
@@ -208,13 +214,14 @@ class OwnedPartition:
         """Return the owner's status to write into the head of a design together with the pending work.
 
         Once that work is stored, the partition has caught up to the last watermark message in it, and the status says
-        so. The status has no signs of life; a renewal adds ``ages_ms``. ``now`` is in monotonic seconds.
+        so. The status has signs of life if the work is the first that was heard of a node, or the first after long.
+        ``now`` is in monotonic seconds.
         """
         caught_up_at = max(self.caught_up_at, self.pending.caught_up_at) if self.pending else self.caught_up_at
         behind_ms = min(max(0.0, now - caught_up_at) * 1000, float(NEVER_HEARD))
-        return OwnerStatus(
-            math.ceil(behind_ms), self.complete, said_at=now, refused=len(self.refused), copies=self.copies(design)
-        )
+        ages_ms = self.ages_ms(now) if self.pending is not None and self.pending.heard_again else b""
+        refused, copies = len(self.refused), self.copies(design)
+        return OwnerStatus(math.ceil(behind_ms), self.complete, ages_ms, now, refused, copies)
 
     def ages_ms(self, now: float) -> bytes:
         """Return the age of each node's last sign of life, as ``OwnerStatus`` has them. ``now``: monotonic seconds."""
@@ -379,8 +386,9 @@ class OwnedPartition:
         except CorruptItemError as error:  # as if the store had lost the node's state
             DAMAGE.report(f"node {event.node} in partition {self.number}", str(error))
             record, outcome = fold(unknown_node(event.node), event)
-        if outcome is not FoldOutcome.DUPLICATE and slot is not None:
-            self.heard_at[slot] = max(self.heard_at[slot], alive_at)
+        if outcome is not FoldOutcome.DUPLICATE and slot is not None and alive_at > self.heard_at[slot]:
+            pending.heard_again |= alive_at - self.heard_at[slot] > LONG_SILENCE_S
+            self.heard_at[slot] = alive_at
         if record is before or record is None:
             return outcome, None
         _require_room(len(record.body) + len(record.classes) + len(record.columns), room_bytes, "a state")
@@ -388,6 +396,7 @@ class OwnedPartition:
             slot = self.slots[event.node] = len(self.records)
             self.records.append(record)
             self.heard_at.append(alive_at)
+            pending.heard_again |= alive_at > -math.inf
         else:
             if before is not None and slot < pending.batch.size_before:
                 pending.replaced.setdefault(slot, before)

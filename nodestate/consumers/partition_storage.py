@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from nodestate.config import Config
@@ -72,7 +73,8 @@ class PartitionStorage:
         self._log.info(
             "new epoch", partition=partition.number, design=design, epoch=f"{epoch:x}", nodes=len(partition.records)
         )
-        return partition.writers[design].begin_epoch(epoch, partition, partition.status(now, design))
+        status = replace(partition.status(now, design), ages_ms=partition.ages_ms(now))
+        return partition.writers[design].begin_epoch(epoch, partition, status)
 
     def follower(self, number: int, design: str) -> Follower:
         """Make a reader of the partition in a design, for a partition that this consumer does not own."""

@@ -33,6 +33,8 @@ class Pending:
     """By slot, the record that the first of the events replaced. Slots from ``batch.size_before`` on are missing."""
     lost_queue: bool = False
     """True if the deliveries are the first of a queue that replaces one with lost messages."""
+    heard_again: bool = False
+    """True if the events are the first signs of life of a node, or the first ones after ``LONG_SILENCE_S``."""
     caught_up_at: float = -math.inf
     """Send time of the last watermark message among the deliveries, in monotonic seconds. Once the work is stored, the
     partition has caught up to this time.

@@ -100,7 +100,7 @@ def head(prefix: str, epoch: int) -> str:
 
 
 def life(prefix: str, epoch: int) -> str:
-    """Signs of life by slot, rewritten at each renewal."""
+    """Signs of life by slot, rewritten at each renewal and at some commits."""
     return f"{prefix}:life:{epoch:x}"
 
 

@@ -18,6 +18,7 @@ the head, so (owner, term, beat) distinguishes the owner's own writes from all o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -217,11 +218,13 @@ class Ownership:
         )
         key = keys.head(target.prefix, epoch)
         write = Write(Put.ADD, key, HEAD.pack(head), 0, target.lease_s, rows, as_of=said.said_at)
-        reply = yield Step(write=[write])
-        require_stored(target, [write], list(reply.written))
+        ownership = cls(target, head, 0, 0, sections)
+        reply = yield Step(write=[write, *ownership._liveness_puts(said)])
+        require_stored(target, [write], [reply.written[0]])
         if reply.written[0].status is not WriteStatus.STORED:
             raise FencedError(target.partition, 1, f"epoch {epoch:x} exists already")
-        ownership = cls(target, head, reply.written[0].cas, 0, sections)
+        ownership._head_cas = reply.written[0].cas
+        ownership._note_liveness(reply.written[1:])
         key, value = keys.epoch(target.prefix), EPOCH.pack(epoch)
         replaced_cas = yield from cls.replaced_epoch_cas(target, lost, sections)
         put = Write(Put.CAS, key, value, replaced_cas) if replaced_cas else Write(Put.ADD, key, value)
@@ -272,9 +275,9 @@ class Ownership:
     def advance(self, section: msgspec.Struct, status: OwnerStatus, rows: tuple[NodeRow, ...] = ()) -> Steps[bool]:
         """Commit: publish the next offset and the design's section, with ``rows``. Readers see all of it or nothing.
 
-        Returns False if an earlier try of the same commit, whose reply was lost, turned out to be stored; the stored
-        head's section is then the valid one. After an unknown outcome the caller must try the same commit again, with
-        the same contents, before any other.
+        If ``status`` has signs of life, they are stored, too. Returns False if an earlier try of the same commit, whose
+        reply was lost, turned out to be stored; the stored head's section is then the valid one. After an unknown
+        outcome the caller must try the same commit again, with the same contents, before any other.
         """
         content = msgspec.Raw(_encode(section))
         yield from self._swap(self.head.next + 1, content, status, rows)
@@ -376,6 +379,15 @@ class Ownership:
         put = Put.CAS if self._liveness_cas else Put.ADD
         return Write(put, key, value, self._liveness_cas, self.target.lease_s, as_of=said.said_at)
 
+    def _liveness_puts(self, said: OwnerStatus) -> list[Write]:
+        """The write of the signs of life, if the status has them. If it fails, the next renewal writes them."""
+        return [self._liveness_put(said)] if said.ages_ms else []
+
+    def _note_liveness(self, results: Sequence[WriteResult]) -> None:
+        for result in results:
+            if result.status is WriteStatus.STORED:
+                self._liveness_cas = result.cas
+
     def _swap(
         self, next_offset: int, section: msgspec.Raw, status: OwnerStatus, rows: tuple[NodeRow, ...]
     ) -> Steps[None]:
@@ -389,11 +401,12 @@ class Ownership:
             put = self._head_put(head, said)._replace(rows=rows)
             self._intended = head
             try:
-                reply = yield Step(write=[put])
-                require_stored(self.target, [put], list(reply.written))
+                reply = yield Step(write=[put, *self._liveness_puts(said)])
+                require_stored(self.target, [put], [reply.written[0]])
             except (StoreFullError, ItemTooLargeError):
                 self._intended = None  # the store rejected the write, so its outcome is known
                 raise
+            self._note_liveness(reply.written[1:])
             yield from self._resolve(head, reply.written[0])
             if self.head.next == head.next:
                 return

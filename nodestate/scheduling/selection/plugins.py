@@ -5,22 +5,23 @@ The setting ``plugins`` names the packages whose entry points are loaded. The co
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final
+from importlib.metadata import EntryPoint
+from typing import Any
 
+from nodestate.entry_points import (
+    ALL_PLUGINS,
+    FILTER_GROUP,
+    WEIGHER_GROUP,
+    allowed_packages,
+    load_point,
+    package_of,
+    points_of,
+)
 from nodestate.errors import ConfigError
 from nodestate.scheduling.selection.filters import FILTERS, Filter
 from nodestate.scheduling.selection.weighers import WEIGHERS, Weigher
-
-FILTER_GROUP: Final = "nodestate.filters"
-"""The name of the entry point group for filters."""
-WEIGHER_GROUP: Final = "nodestate.weighers"
-"""The name of the entry point group for weighers."""
-ALL_PLUGINS: Final = "*"
-"""Stands for all packages in the setting ``plugins``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,36 +62,17 @@ def installed(allowed: Sequence[str] = (ALL_PLUGINS,)) -> Policies:
 
 def _allowed_points(allowed: Sequence[str]) -> list[list[EntryPoint]]:
     """Return the allowed entry points of both groups, sorted by name."""
-    names = {_normalized(name) for name in allowed}
-    groups = [
-        sorted(entry_points(group=group), key=lambda point: point.name) for group in (FILTER_GROUP, WEIGHER_GROUP)
-    ]
-    if ALL_PLUGINS in names:
-        return groups
-    present = {_package(point) for points in groups for point in points}
-    if missing := sorted(names - present):
-        raise ConfigError(
-            f"setting plugins names {missing[0]!r}, but no installed package of this name has filters or weighers: "
-            "install it, or remove the name"
-        )
-    for package in sorted(present - names):
+    groups = [points_of(FILTER_GROUP), points_of(WEIGHER_GROUP)]
+    names = allowed_packages(allowed)
+    for package in sorted({package_of(point) for points in groups for point in points} - names):
         import structlog  # noqa: PLC0415 - most schedulers log nothing, and it takes long to import
 
         structlog.get_logger("nodestate.scheduling").warning(
             "filters and weighers are not loaded, because the setting plugins does not name their package",
             package=package,
-            names=[point.name for points in groups for point in points if _package(point) == package],
+            names=[point.name for points in groups for point in points if package_of(point) == package],
         )
-    return [[point for point in points if _package(point) in names] for points in groups]
-
-
-def _package(point: EntryPoint) -> str:
-    """The normalized name of the package that has the entry point."""
-    return _normalized(point.dist.name) if point.dist is not None else ""
-
-
-def _normalized(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+    return [[point for point in points if package_of(point) in names] for points in groups]
 
 
 def _loaded(group: str, points: Sequence[EntryPoint], fits: Callable[[Any], bool]) -> list[tuple[str, Any]]:
@@ -109,13 +91,7 @@ def _loaded(group: str, points: Sequence[EntryPoint], fits: Callable[[Any], bool
     """
     loaded = []
     for point in points:
-        try:
-            found = point.load()
-        except Exception as error:
-            raise ConfigError(
-                f"entry point {point.name!r} of {group} ({point.value}) can't be loaded: {error}; "
-                "mend or uninstall its package"
-            ) from error
+        found = load_point(point)
         if not fits(found):
             raise ConfigError(
                 f"entry point {point.name!r} of {group} ({point.value}) is a {type(found).__name__}; "
