@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from nodestate.agent.publisher import Publisher
     from nodestate.config import Config, load
+    from nodestate.designs.multi_cell_reader import MultiCellReader
     from nodestate.designs.reader import Reader
     from nodestate.errors import (
         BadEventError,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         UnconfirmedError,
     )
     from nodestate.model import Receipt, Version
+    from nodestate.view.multi_cell_view import CellNode, MultiCellView
     from nodestate.view.view import Node, Position, View
 
 __version__ = "0.1.0"
@@ -39,6 +41,10 @@ __all__ = [  # noqa: RUF022  grouped by what a user is after, not by letter
     "Position",
     "Receipt",
     "Version",
+    # reading several cells
+    "MultiCellReader",
+    "MultiCellView",
+    "CellNode",
     # publishing
     "Publisher",
     # errors
@@ -64,6 +70,9 @@ _HOMES: Final = {
     "load": "nodestate.config",
     "Reader": "nodestate.designs.reader",
     "View": "nodestate.view.view",
+    "MultiCellReader": "nodestate.designs.multi_cell_reader",
+    "MultiCellView": "nodestate.view.multi_cell_view",
+    "CellNode": "nodestate.view.multi_cell_view",
     "Node": "nodestate.view.view",
     "Position": "nodestate.view.view",
     "Receipt": "nodestate.model",

@@ -334,6 +334,7 @@ class StaleViewError(NodestateError):
         partitions: the partitions that are too old.
         nodes: the nodes that are over ``node_max_age``.
         cause: why the refresh failed; empty if it did not.
+        cell: the cell, if a ``MultiCellReader`` read it; empty otherwise.
     """
 
     kind: ClassVar[str] = "stale-view"
@@ -345,6 +346,7 @@ class StaleViewError(NodestateError):
         partitions: Sequence[int] = (),
         nodes: Sequence[str] = (),
         cause: str = "",
+        cell: str = "",
     ) -> None:
         if partitions:
             old = f"is {age:.1f} s old" if math.isfinite(age) else "was never confirmed"
@@ -353,12 +355,18 @@ class StaleViewError(NodestateError):
         else:
             what = f"{_some(nodes, 'node')} gave no sign of life within the accepted {max_age:g} s"
             advice = "check that their agents run"
-        super().__init__(f"{what}: {cause}" if cause else f"{what}; {advice}")
+        where = f"cell {cell}: " if cell else ""
+        super().__init__(where + (f"{what}: {cause}" if cause else f"{what}; {advice}"))
         self.age = age
         self.max_age = max_age
         self.partitions = tuple(partitions)
         self.nodes = tuple(nodes)
         self.cause = cause
+        self.cell = cell
+
+    def of_cell(self, cell: str) -> StaleViewError:
+        """Return the same error, of one of several cells."""
+        return StaleViewError(self.age, self.max_age, self.partitions, self.nodes, self.cause, cell)
 
 
 def _some(names: Sequence[object], kind: str) -> str:

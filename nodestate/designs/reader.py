@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from nodestate.config import Config
 from nodestate.designs import DESIGNS
@@ -129,9 +129,7 @@ class Reader:
         """
         if max_age is None and node_max_age is None and at_least is None:
             raise TypeError("read() needs a bound: give max_age=…, node_max_age=… or at_least=…")
-        for name, word in (("on_stale", on_stale), ("on_unresponsive", on_unresponsive or on_stale)):
-            if word not in ("exclude", "refuse", "flag"):
-                raise TypeError(f"{name} must be 'exclude', 'refuse' or 'flag', not {word!r}")
+        require_decisions(on_stale, on_unresponsive)
         deadline = self._clock.monotonic() + timeout
         while True:
             try:
@@ -151,10 +149,14 @@ class Reader:
                 return view
             except (StaleViewError, BehindError) as error:
                 if self._clock.monotonic() >= deadline:
-                    with self._lock:
-                        self.stats.count_refusal(error)
+                    self.count_refusal(error)
                     raise
             self._clock.sleep(POLL_S)
+
+    def count_refusal(self, error: StaleViewError | BehindError) -> None:
+        """Count a read that was refused with this error. For callers that judge views of this reader themselves."""
+        with self._lock:
+            self.stats.count_refusal(error)
 
     def _refresh(self, max_age: float | None, *, with_life: bool) -> None:
         """Refresh the design that is read. Follow a change of the control record, unless the caller chose the design.
@@ -264,6 +266,13 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def require_decisions(on_stale: str, on_unresponsive: str | None) -> None:
+    """Raise ``TypeError`` unless both are words of ``OnStale``."""
+    for name, word in (("on_stale", on_stale), ("on_unresponsive", on_unresponsive or on_stale)):
+        if word not in get_args(OnStale):
+            raise TypeError(f"{name} must be 'exclude', 'refuse' or 'flag', not {word!r}")
 
 
 def _must_wait(coming: Sequence[PartitionState], live: Sequence[PartitionState], fresh_since: float) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Self
 from nodestate.auth import allocation_tags
 from nodestate.config import Config
 from nodestate.designs.connections import open_claims
+from nodestate.designs.multi_cell_reader import require_single_cell
 from nodestate.designs.reader import Reader
 from nodestate.model.inventory_ceilings import InventoryCeilings
 from nodestate.ports import ClaimStore, Clock, Courier, SystemClock
@@ -64,7 +65,8 @@ class Scheduler:
             age of a node does not matter; an order to an agent that is gone is then refused by the broker or stays
             unanswered.
         seed: The seed for the random order of equally good nodes; None: a random seed.
-        reader: Reads the views. None: a reader is opened from the settings, and closed with the scheduler.
+        reader: Reads the views. None: a reader is opened from the settings, and closed with the scheduler. To schedule
+            on several cells, use a scheduler for each, with one of the ``readers`` of a ``MultiCellReader``.
         claims: The servers of claim records. None: they are opened from the settings, and closed with the scheduler.
         courier: The connection to the agents. It is needed to boot, migrate, confirm and terminate, but not to select,
             claim and reserve.
@@ -109,6 +111,7 @@ class Scheduler:
         clock = clock or SystemClock()
         ids = ids or SystemIds()
         self._closing: list[Callable[[], None]] = []  # close the reader and the claim servers, if opened here
+        require_single_cell(reader)
         if reader is None:
             reader = Reader(config, clock=clock)
             self._closing.append(reader.close)
