@@ -21,7 +21,7 @@ class CellNode(NamedTuple):
     """The node's name in its cell."""
 
 
-class CellNodes(Mapping[CellNode, Node]):
+class MultiCellNodes(Mapping[CellNode, Node]):
     """The live nodes of several cells by cell and name, without the nodes that were left out."""
 
     def __init__(self, cells: Mapping[str, View]) -> None:
@@ -52,7 +52,7 @@ class MultiCellView:
     def __init__(self, cells: Mapping[str, View]) -> None:
         self.cells: Mapping[str, View] = MappingProxyType(dict(cells))
         """By name of the cell, its view."""
-        self.nodes = CellNodes(self.cells)
+        self.nodes = MultiCellNodes(self.cells)
         """The live nodes by cell and name."""
 
     @property
