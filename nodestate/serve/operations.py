@@ -26,7 +26,8 @@ from nodestate.scheduling import (
     Scheduler,
 )
 from nodestate.scheduling.session import Operation, Wait
-from nodestate.serve.decisions import DecisionRecorder, RefusedNode
+from nodestate.serve.decision_recorder import DecisionRecorder
+from nodestate.serve.decisions import RefusedNode
 from nodestate.serve.problems import FilterCount, VersionDocument, filter_counts, problem
 from nodestate.serve.scheduler_thread import SchedulerThread
 from nodestate.text import printable

@@ -14,7 +14,8 @@ from nodestate.config import Config
 from nodestate.errors import NodestateError
 from nodestate.scheduling import Scheduler
 from nodestate.scheduling.fleet_refresh import HEARTBEATS_COUNT
-from nodestate.serve.decisions import Decision, DecisionLog, DecisionRecorder
+from nodestate.serve.decision_recorder import DecisionRecorder
+from nodestate.serve.decisions import Decision, DecisionLog
 from nodestate.serve.event_hub import EventHub
 from nodestate.serve.operations import Operations
 from nodestate.serve.parameters import DEFAULT_MAX_AGE_S
