@@ -69,9 +69,9 @@ def run(settings: Settings, report_progress: ReportProgress) -> Findings:
 
                 def measure(environment: Environment, nodes: int = nodes) -> list[Case]:
                     agents = AGENTS_BRIEF if settings.seconds < BRIEF_S else AGENTS
-                    cell = f"bench-{environment.slug}-{nodes}"
+                    name = f"bench-{environment.slug}-{nodes}"
                     config = config_for(
-                        environment, settings, broker=rabbit.url, cell=cell, broker_heartbeat_s=60, **agents
+                        environment, settings, broker=rabbit.url, cell=name, broker_heartbeat_s=60, **agents
                     )
                     with failures_as_wrong_results(), RunningCell(config, nodes, CHANGES_PER_S) as cell:
                         return _measure_cell(cell, environment, settings, report_progress)
@@ -110,10 +110,10 @@ def _measure_cell(
 
 def _measure(cell: RunningCell, streams: int, settings: Settings, report_share: Callable[[float], None]) -> Case:
     with _service(cell) as (process, port):
-        resident = psutil.Process(process.pid).memory_info
+        service = psutil.Process(process.pid)
         with cell.agents_paused():
             generations = _require_equal_views(cell, port)
-        begin_bytes = resident().rss
+        begin_bytes, begin_cpu_s = service.memory_info().rss, _cpu_s(service)
         samples, began = [begin_bytes], time.monotonic()
         with Worker(send_requests, port, cell.names, streams, settings.seconds, settings.seed) as client:
             client.wait_until_ready()
@@ -121,9 +121,10 @@ def _measure(cell: RunningCell, streams: int, settings: Settings, report_share: 
                 passed_s = time.monotonic() - began
                 require(passed_s < settings.seconds + PATIENCE_S, "the client did not end")
                 report_share(min(1.0, passed_s / settings.seconds))
-                samples.append(resident().rss)
+                samples.append(service.memory_info().rss)
             answers = client.result()
-        samples.append(resident().rss)
+        samples.append(service.memory_info().rss)
+        cpu_share = (_cpu_s(service) - begin_cpu_s) / (time.monotonic() - began)
         with cell.agents_paused():
             took_s = time.monotonic() - began
             changes = _require_equal_views(cell, port) - generations
@@ -135,6 +136,7 @@ def _measure(cell: RunningCell, streams: int, settings: Settings, report_share: 
         {
             _DURATION_PREFIX: Measure.of("ms", answers.durations_ms),
             "age of the view": Measure.of("s", answers.ages_s),
+            "processor time of the service": Measure.of("% of a core", [cpu_share * 100]),
             "memory of the service": Measure.of("MiB", [size / _MIB for size in samples]),
             **({STREAM_BYTES: Measure.of("bytes/s", [answers.stream_bytes / took_s])} if streams else {}),
         },
@@ -146,6 +148,12 @@ def _measure(cell: RunningCell, streams: int, settings: Settings, report_share: 
             "/v1/view was equal to 'nodestate view --json', before and after",
         ],
     )
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    """Return the processor time that a process has used, in seconds."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 @contextmanager

@@ -304,4 +304,6 @@ def test_http_measures_requests_without_and_beside_event_streams() -> None:
     assert [case.settings["streams"] for case in findings.cases] == list(http_api.STREAMS_COUNTS)
     for case in findings.cases:
         assert case.measures["GET /v1/nodes/{name}"].count >= 1
-        assert ("bytes of one stream" in case.measures) == (case.settings["streams"] > 0)
+        assert (http_api.STREAM_BYTES in case.measures) == (case.settings["streams"] > 0)
+        assert case.settings["changes/s"] > 0
+        assert any("routes that decide answered 503" in sentence for sentence in case.shown)
