@@ -15,7 +15,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
@@ -45,7 +45,7 @@ STREAMS_COUNTS: Final = (0, 20)
 """Numbers of clients that follow ``/v1/events`` meanwhile."""
 P99_GOAL_MS: Final = 50.0
 GROWTH_GOAL: Final = 1.5
-"""Memory of the service at the end of a run, in relation to its memory when the first requests were answered."""
+"""Memory of the service at the end of a run, in relation to its memory after a whole view and a report of findings."""
 SIMULATED_STATE_BYTES: Final = 4_096
 """More than the state of a simulated node has, for the size of the store."""
 MAX_AGE_S: Final = 30.0
@@ -100,19 +100,20 @@ def _measure_cell(
     cases = []
     for streams in STREAMS_COUNTS:
         report_progress(f"{label}: {streams} streams: service starts", 0.0)
-        case = _measure(cell, streams, settings, lambda share: report_progress(f"{label}: requests", share))
-        cases.append(replace(case, design=environment.label))
+        cases.append(_measure(cell, environment.label, streams, settings, report_progress))
     report_progress(f"{label}: consumers stop", 1.0)
     refused = _require_refusals(cell)
     shown = [refused, environment.require_nothing_lost(cell.nodes)]
     return [replace(case, shown=[*case.shown, *shown]) for case in cases]
 
 
-def _measure(cell: RunningCell, streams: int, settings: Settings, report_share: Callable[[float], None]) -> Case:
+def _measure(cell: RunningCell, design: str, streams: int, settings: Settings, report_progress: ReportProgress) -> Case:
     with _service(cell) as (process, port):
         service = psutil.Process(process.pid)
         with cell.agents_paused():
             generations = _require_equal_views(cell, port)
+        status, answer = asyncio.run(_ask_once(port, "GET", "/v1/findings"))
+        require(status == 200, f"/v1/findings answered {status}: {answer[:200]!r}")
         begin_bytes, begin_cpu_s = service.memory_info().rss, _cpu_s(service)
         samples, began = [begin_bytes], time.monotonic()
         with Worker(send_requests, port, cell.names, streams, settings.seconds, settings.seed) as client:
@@ -120,7 +121,7 @@ def _measure(cell: RunningCell, streams: int, settings: Settings, report_share: 
             while not client.has_ended(SAMPLE_EVERY_S):
                 passed_s = time.monotonic() - began
                 require(passed_s < settings.seconds + PATIENCE_S, "the client did not end")
-                report_share(min(1.0, passed_s / settings.seconds))
+                report_progress(f"{design}, {cell.nodes:,} nodes: requests", min(1.0, passed_s / settings.seconds))
                 samples.append(service.memory_info().rss)
             answers = client.result()
         samples.append(service.memory_info().rss)
@@ -130,7 +131,7 @@ def _measure(cell: RunningCell, streams: int, settings: Settings, report_share: 
             changes = _require_equal_views(cell, port) - generations
     require(changes > 0, "no change arrived")
     return Case(
-        cell.config.read_design,
+        design,
         cell.nodes,
         {"streams": streams, "requests/s": RATE, "changes/s": round(changes / took_s)},
         {

@@ -15,6 +15,8 @@ BODIES: Final[dict[str, Any]] = {
     "/v1/instances/{id}/resize": _RESOURCES,
     "/v1/instances/{id}/terminate": {},
     "/v1/nodes/{name}/evacuate": {},
+    "/v1/nodes/{name}/drain": {},
+    "/v1/what-if": {"request": _RESOURCES, "assume_empty": True},
     "/v1/reservations": {"members": [{"instances": ["m1"], **_RESOURCES}, {"count": 2, **_RESOURCES}]},
     "/v1/reservations/{id}/confirm": {},
     "/v1/reservations/{id}/extend": {"hold_s": 60},

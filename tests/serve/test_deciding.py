@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.deciding_requests import BODIES
 from harness.waiting import wait_until
 from nodestate.serve.app import ROUTES
 from tests.serve.deciding_cell import VCPU, DecidingCell, state, wanted
@@ -21,23 +22,7 @@ def deciding() -> Iterator[DecidingCell]:
         yield found
 
 
-MEMBERS = {"members": [{"instances": ["m1"], "resources": {"VCPU": 1}}, {"count": 2, "resources": {"VCPU": 1}}]}
-BODIES: dict[str, Any] = {
-    "/v1/select": wanted("a"),
-    "/v1/claims": wanted("a"),
-    "/v1/boots": wanted("a"),
-    "/v1/instances/{id}/migrate": {},
-    "/v1/instances/{id}/resize": {"resources": {"VCPU": 2}},
-    "/v1/instances/{id}/terminate": {},
-    "/v1/nodes/{name}/evacuate": {},
-    "/v1/nodes/{name}/drain": {},
-    "/v1/what-if": {"request": {"resources": {"VCPU": 1}}, "assume_empty": True},
-    "/v1/reservations": MEMBERS,
-    "/v1/reservations/{id}/confirm": {},
-    "/v1/reservations/{id}/extend": {"hold_s": 60},
-    "/v1/reservations/{id}/release": {},
-}
-"""A body for each POST that decides; a new route needs one."""
+MEMBERS = BODIES["/v1/reservations"]
 
 
 def test_a_stale_view_is_503_in_every_route_that_decides(deciding: DecidingCell) -> None:
