@@ -51,8 +51,10 @@ SIMULATED_STATE_BYTES: Final = 4_096
 MAX_AGE_S: Final = 30.0
 """Age that requests accept: a busy machine makes views older, and the run shows by how much."""
 AGENTS: Final = {"heartbeat_s": Config().heartbeat_s, "resync_jitter_s": Config().resync_jitter_s}
-"""Settings of agents: those of an operator, unlike the settings of fleets that never answer."""
+"""The default settings of agents. ``config_for`` replaces them for fleets that never answer."""
 AGENTS_BRIEF: Final = {"heartbeat_s": 0.5, "resync_jitter_s": 0.0}
+STALE_S: Final = 10.0
+"""Age of the view from which the routes that decide must refuse it. They accept half of it, by readers of their own."""
 SAMPLE_EVERY_S: Final = 0.2
 STREAM_BYTES: Final = "bytes of one stream"
 _MIB: Final = 1024 * 1024
@@ -112,8 +114,7 @@ def _measure(cell: RunningCell, design: str, streams: int, settings: Settings, r
         service = psutil.Process(process.pid)
         with cell.agents_paused():
             generations = _require_equal_views(cell, port)
-        status, answer = asyncio.run(_ask_once(port, "GET", "/v1/findings"))
-        require(status == 200, f"/v1/findings answered {status}: {answer[:200]!r}")
+        _wait_for(port, "/v1/findings", 200)  # it asks the agents
         begin_bytes, begin_cpu_s = service.memory_info().rss, _cpu_s(service)
         samples, began = [begin_bytes], time.monotonic()
         with Worker(send_requests, port, cell.names, streams, settings.seconds, settings.seed) as client:
@@ -200,14 +201,9 @@ def _require_refusals(cell: RunningCell) -> str:
     Returns a sentence that states it.
     """
     with _service(cell) as (_, port):
-        deadline = time.monotonic() + PATIENCE_S
-        while asyncio.run(_ask_once(port, "GET", "/v1/view"))[0] != 200:
-            require(time.monotonic() < deadline, "the view is not fresh while consumers run")
+        _wait_for(port, "/v1/view", 200)
         cell.stop_consumers()
-        deadline = time.monotonic() + PATIENCE_S
-        while asyncio.run(_ask_once(port, "GET", "/v1/view"))[0] != 503:
-            require(time.monotonic() < deadline, "the view does not become stale without consumers")
-            time.sleep(SAMPLE_EVERY_S)
+        _wait_for(port, f"/v1/view?max_age={STALE_S:g}", 503)
         deciding = [route for route in ROUTES if route.decides]
         for route in deciding:
             path = route.path.replace("{id}", "any").replace("{name}", cell.names[0])
@@ -216,6 +212,14 @@ def _require_refusals(cell: RunningCell) -> str:
             is_refused = status == 503 and json.loads(answer)["type"] == "stale-view"
             require(is_refused, f"{route.method} {path} decided on a stale view: {status} {answer[:200]!r}")
     return f"without consumers, each of the {len(deciding)} routes that decide answered 503 stale-view"
+
+
+def _wait_for(port: int, path: str, status: int) -> None:
+    """Wait until a GET request has this status."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (last := asyncio.run(_ask_once(port, "GET", path)))[0] != status:
+        require(time.monotonic() < deadline, f"{path} answers {last[0]} instead of {status}: {last[1][:200]!r}")
+        time.sleep(SAMPLE_EVERY_S)
 
 
 # -- the client, in a process of its own ----------------------------------------------------------
