@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from harness.commands import start_command
-from harness.servers import MemcachedServer, RabbitServer
 from harness.waiting import PATIENCE_S, wait_until
-from nodestate.broker import KombuCourier
-from nodestate.config import load
 from nodestate.designs import propagation
 from nodestate.designs.reader import Reader
 from nodestate.errors import BehindError, ConfigError, StaleViewError
@@ -37,9 +31,7 @@ from nodestate.metrics.exposition import SampleSource
 from nodestate.metrics.metric_table import BY_NAME, METRICS, PREFIX, Part, Sample
 from nodestate.metrics.server import MAX_CLIENTS_COUNT
 from nodestate.model import Heartbeat, Receipt, Version, parse_event
-from nodestate.scheduling.orders.boot import Booted
 from nodestate.scheduling.request import parse
-from nodestate.scheduling.scheduler import Scheduler
 from nodestate.testing import FaultyStore, MemoryStore
 from tests.machines.simulated_cell import SimulatedCell, all_well
 from tests.scheduling.cells import boot, cell_of, reserve, wanted
@@ -300,83 +292,3 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
         is_sum = metric.name in ("capacity_total", "node_capacity_total")
         assert metric.name.endswith("_total") == (metric.kind == "counter") or is_sum
         assert ("node" in metric.labels) == (metric.part == "node"), "a time series for each node is too many"
-
-
-# -- commands ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.service
-def test_running_commands_export_their_rows_of_the_table(
-    rabbit: RabbitServer, memcached: MemcachedServer, cell: str, tmp_path: Path
-) -> None:
-    """A consumer and an agent as processes; a scheduler in this one, as in a user's program."""
-    environment = {
-        **os.environ,
-        "NODESTATE_BROKER": rabbit.url,
-        "NODESTATE_STORE": memcached.url,
-        "NODESTATE_CELL": cell,
-        "NODESTATE_STATE_DIR": str(tmp_path),
-        "NODESTATE_PARTITIONS": "2",
-        "NODESTATE_HEARTBEAT_S": "1",
-        "NODESTATE_STANDBY_S": "0.5",
-    }
-    config = load(environ=environment)
-    with ExitStack() as stack:
-        consumer = stack.enter_context(started(environment, "consume"))
-        agent = stack.enter_context(
-            started(environment, "agent", "--source", "simulated", "--nodes", "7", "--rate", "0")
-        )
-        courier = stack.enter_context(closing(KombuCourier(config)))
-        scheduler = stack.enter_context(Scheduler(config, courier=courier, max_age=PATIENCE_S))
-        wait_until(lambda: len(known_nodes(scheduler)) == 7, "the nodes do not report")
-        [booted] = scheduler.boot(parse({"instances": ["one"], "resources": {"VCPU": 1}}), PATIENCE_S)
-        assert isinstance(booted, Booted), booted
-        own = stack.enter_context(serve_metrics("0", scheduler=scheduler))
-        applied = ("nodestate_consumer_events_total", (("outcome", "applied"),))
-        # Seven reports and the change of the boot, of which the scheduler is told before the consumer.
-        wait_until(lambda: scraped(consumer)[applied] >= 8, "the change of the boot is not applied")
-        pages = {"consumer": scraped(consumer), "agent": scraped(agent), "scheduler": scraped(own.url)}
-        pages["reader"] = pages["scheduler"]
-        assert pages["consumer"]["nodestate_partitions_held", ()] == config.partitions
-        assert pages["agent"]["nodestate_agent_events_total", (("kind", "report"),)] >= 7
-        assert pages["agent"]["nodestate_orders_total", (("kind", "build"), ("result", "done"))] == 1
-        assert pages["agent"]["nodestate_agent_confirm_duration_seconds_count", ()] >= 1
-        assert pages["scheduler"]["nodestate_decisions_total", (("result", "booted"),)] == 1
-        assert 0 <= pages["reader"]["nodestate_view_age_seconds", (("design", config.read_design),)] < math.inf
-        for part, page in pages.items():
-            names = {name for name, _ in page}
-            for metric in METRICS:
-                suffix = "_count" if metric.kind == "histogram" else ""
-                if metric.part == part and metric.name not in SELDOM:
-                    assert PREFIX + metric.name + suffix in names, metric.name
-
-
-SELDOM = {
-    "store_errors_total",
-    "dead_letters_total",
-    "filter_removed_nodes_total",
-    "orders_refused_total",
-}
-"""Metrics with a label that have no sample before the first event of their kind."""
-
-
-def known_nodes(scheduler: Scheduler) -> list[str]:
-    try:
-        return list(scheduler.refresh().nodes)
-    except StaleViewError:
-        return []
-
-
-@contextmanager
-def started(environment: dict[str, str], *words: str) -> Iterator[str]:
-    """Run a command with metrics; gives the address of its page."""
-    with start_command(environment, *words, "--metrics-listen", "0") as process:
-        try:
-            assert process.stderr is not None
-            line = next(line for line in iter(process.stderr.readline, b"") if b"metrics at" in line).decode()
-            threading.Thread(target=process.stderr.read, daemon=True).start()  # its log must not fill the pipe
-            yield line.split()[-1]
-            process.terminate()
-            assert process.wait(PATIENCE_S) == 0
-        finally:
-            process.kill()
