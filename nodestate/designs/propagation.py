@@ -2,7 +2,7 @@
 
 The event says when its agent published it, by the agent's clock; the reader's clock says when the view had it. So the
 difference contains the difference of the two clocks. Each refresh takes another node, so one wrong clock spoils few
-values of many.
+values of many (ADR 61).
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Ranking:
         self._filters = [guarded_filter(name, filter_) for name, filter_ in called]
         """The filters that are called for the request, in the order in which they are applied."""
         self.exclusions = Exclusions([name for name, _ in called])
-        """Which of these filters excludes each row, as of the last refresh."""
+        """Which of these filters excludes each row."""
         active = active_weighers(request, weighers)
         self._weighers = [(guarded_weigher(name, weigher), multiplier) for name, weigher, multiplier in active]
         """The weighers that are called for the request, each with its multiplier."""
@@ -93,7 +93,14 @@ class Ranking:
         elif rows:
             some = np.array(sorted(set(rows)), np.intp)
             score = self._weighed(some, shuffle, bonus)
-            score[self.exclusions.judge_some(some, self._flags(some))] = -np.inf
+            for passed in self._flags(some):
+                if passed is False:
+                    score[:] = -np.inf
+                elif passed is not True:
+                    score[~passed] = -np.inf
+            behind = self.exclusions.changed(rows)
+            if behind is not None:
+                self.exclusions.judge_some(behind, self._flags(behind))
             self.score[some] = score
         self._as_of, self._basis = fleet.changes, basis
 

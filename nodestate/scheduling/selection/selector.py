@@ -89,7 +89,7 @@ class Selector:
     def removed(self, request: Request) -> Mapping[str, int]:
         """Return by filter how many nodes it excluded that no filter before it did.
 
-        The numbers are as of the last call of ``best`` or ``passes`` for a request of this shape; empty before it.
+        They come from the ranking of the request's shape (``Exclusions``); empty if there is none.
         """
         ranking = self._rankings.get(request.shape)
         return ranking.exclusions.removed() if ranking is not None else {}
