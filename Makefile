@@ -15,7 +15,7 @@ FUZZ_ARGS   ?=
 BENCH_ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-loaded explore fuzz check lint types fast bench man lock sbom clean
+.PHONY: help demo test test-all test-loaded test-nova explore fuzz check lint types fast bench man lock sbom clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -28,10 +28,14 @@ test: $(READY)  ## every kind of test, each real server: at most 6 minutes on 2 
 	tests/services/ensure.sh
 	$(BIN)/python -m pytest -m "not thorough" $(PARALLEL) $(PYTEST_ARGS)
 
-test-all: $(READY) .venv/.bench  ## also tests marked "thorough", HYPOTHESIS_PROFILE=thorough, 5 minutes of faults
+test-all: $(READY) .venv/.bench  ## also tests marked "thorough", HYPOTHESIS_PROFILE=thorough, faults, test-nova
 	tests/services/ensure.sh --peers
 	HYPOTHESIS_PROFILE=thorough SOAK_MINUTES=$(SOAK_MINUTES) \
 	    $(BIN)/python -m pytest --timeout=3600 $(PARALLEL) $(PYTEST_ARGS)
+	$(MAKE) test-nova
+
+test-nova: .venv-nova/.ready  ## the tests beside Nova 34, in .venv-nova; they need MariaDB and memcached
+	.venv-nova/bin/python -m pytest -m nova -W ignore $(PYTEST_ARGS) tests/nova
 
 test-loaded: $(READY)  ## the tests in tests/faults while two busy loops run beside them
 	tests/services/ensure.sh
@@ -84,7 +88,7 @@ sbom:  ## write the software bill of materials of the image, build/sbom.json
 	    --output-file build/sbom.json build/image.lock
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-lock .venv-sbom $(INSTALL_LOG) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lock .venv-nova .venv-sbom $(INSTALL_LOG) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # -- the environment ------------------------------------------------------------------------------
@@ -106,6 +110,15 @@ endef
 .venv/.bench: $(READY)
 	$(call step,benchmarks: install the clients and plotting tools of the extra "bench" (log: $(INSTALL_LOG)),\
 	    $(PIP) install --no-build-isolation -e '.[bench]')
+	@touch $@
+
+.venv-nova/.ready: tests/nova/requirements.txt pyproject.toml
+	@: >$(INSTALL_LOG)
+	$(call step,1/2 create .venv-nova and install Nova; this takes some minutes (log: $(INSTALL_LOG)),\
+	    test -x .venv-nova/bin/pip || $(PYTHON) -m venv .venv-nova; \
+	    .venv-nova/bin/python -m pip --quiet --disable-pip-version-check install -r tests/nova/requirements.txt)
+	$(call step,2/2 install nodestate itself,\
+	    .venv-nova/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .)
 	@touch $@
 
 # The stamp is written last, so that an interrupted installation is repeated.

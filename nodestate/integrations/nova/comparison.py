@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 ATTRIBUTES: Final = (
@@ -47,7 +47,6 @@ ATTRIBUTES: Final = (
 VOLATILE_SERVICE_FIELDS: Final = ("report_count", "last_seen_up", "updated_at")
 """Fields of a service that each of its reports changes. Tests compare whether the service is up instead."""
 SHOWN_CHARS: Final = 120
-_NEVER: Final = datetime.min.replace(tzinfo=UTC)
 _UNSET: Final = "(unset)"
 
 
@@ -78,11 +77,22 @@ def compare_host_states(ours: Iterable[Any], theirs: Iterable[Any]) -> list[Host
         if x is None or y is None:
             found.append(HostDifference("missing" if x is None else "redundant", host, node, ""))
         elif x.updated != y.updated:
-            behind_s = ((y.updated or _NEVER) - (x.updated or _NEVER)).total_seconds()
-            found.append(HostDifference("older" if behind_s > 0 else "newer", host, node, f"{abs(behind_s):.0f} s"))
+            found.append(_compare_times(host, node, x.updated, y.updated))
         elif different := different_attributes(x, y):
             found.append(HostDifference("other", host, node, "; ".join(different)))
     return found
+
+
+def _compare_times(host: str, node: str, ours: datetime | None, theirs: datetime | None) -> HostDifference:
+    """Return the difference between two host states that were made of different versions of a row.
+
+    A time is None if the row has not changed since it was inserted, or if no usage was reported. A row never loses its
+    time, so the row without one is a new one of the same host, or the row as nodestate had it before.
+    """
+    if ours is None or theirs is None:
+        return HostDifference("older", host, node, "another row" if theirs is None else "the row as it was inserted")
+    behind_s = (theirs - ours).total_seconds()
+    return HostDifference("older" if behind_s > 0 else "newer", host, node, f"{abs(behind_s):.0f} s")
 
 
 def count_by_kind(found: Iterable[HostDifference]) -> Counter[str]:

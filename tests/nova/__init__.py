@@ -1,0 +1,1 @@
+"""Tests beside an installed Nova, with MariaDB and memcached: `make test-nova`."""
