@@ -71,6 +71,7 @@ class NovaCloud:
         self.file.write_text(
             f"[DEFAULT]\ntransport_url = fake://\nstate_path = {folder}\nlog_file = {folder / 'nova.log'}\n"
             f"[api_database]\nconnection = {urls['api']}\n[database]\nconnection = {urls['cell1']}\n"
+            "[placement]\nauth_type = none\nendpoint_override = http://127.0.0.1:1\n"
             f"[oslo_concurrency]\nlock_path = {folder}\n[nodestate]\nconfig = {folder / 'nodestate.toml'}\n",
             encoding="utf-8",
         )

@@ -142,6 +142,7 @@ def test_compare_mode_counts_and_names_each_difference(
     """The mirror stands still, so the view does not change. With a long bound it is not refused."""
     mirrored.wait_until_equal()
     CONF.set_override("max_age", 600.0, "nodestate")
+    CONF.set_override("service_down_time", 1_200)
     CONF.set_override("source", "compare", "nodestate")
     mirrored.cell.stop_agents()
     gone, changed, other, *_ = mirrored.cloud.nodes()
@@ -152,6 +153,7 @@ def test_compare_mode_counts_and_names_each_difference(
     )
     mirrored.cloud.run("UPDATE compute_nodes SET vcpus_used = 98 WHERE uuid = :u", u=other.uuid)
     mirrored.ours_now()
+    CONF.clear_override("service_down_time")
     counters = {kind: mirrored.ours.counters[kind] for kind in ("missing", "redundant", "older", "newer", "other")}
     assert counters == {"missing": 1, "redundant": 1, "older": 1, "newer": 0, "other": 1}
     texts = warnings_of(caplog)[-4:]

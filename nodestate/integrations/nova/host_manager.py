@@ -85,7 +85,9 @@ class NodestateHostManager(host_manager.HostManager):  # type: ignore[misc]
 
     def _from_views(self, context: Any, compute_uuids: Any, spec_obj: Any) -> list[NodestateHostState] | str:
         """Return the host states of a request, or the reason why the views may not decide."""
-        found = self.readers.read(self._cells_of(spec_obj), CONF.nodestate.max_age, CONF.nodestate.silent_share)
+        # A service that is silent must be known as such before Nova counts it as down (``mirror.source_of``).
+        max_age = min(CONF.nodestate.max_age, CONF.service_down_time / 2)
+        found = self.readers.read(self._cells_of(spec_obj), max_age, CONF.nodestate.silent_share)
         if isinstance(found, str):
             return found
         states: dict[tuple[str, str], NodestateHostState] = {}

@@ -36,7 +36,8 @@ OPTIONS: Final[list[Any]] = [
         default=10.0,
         min=0.1,
         mutable=True,
-        help="Greatest age of the view, and of the mirror's last sign of life, in seconds.",
+        help="Greatest age of the view, and of the mirror's last sign of life, in seconds. At most half of "
+        "service_down_time is used.",
     ),
     cfg.FloatOpt(
         "silent_share",
