@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,27 @@ def test_doctor_names_the_file_of_an_agent_that_once_began_with_its_clock_ahead(
     remedied = next_incarnation(state_directory(config), "compute-1", NOW)
     check_clock(Heartbeat(node="compute-1", incarnation=remedied, generation=1, reported_at=NOW), NOW)
     assert list(examine_incarnations(config, NOW)) == []
+
+
+def test_a_user_without_a_home_directory_has_no_state_directory_and_no_finding() -> None:
+    """Regression: /health of a service with DynamicUser=yes answered 500, because Path.home() raised RuntimeError."""
+    code = (
+        "import os\n"
+        "from nodestate.agent.incarnation import state_directory\n"
+        "from nodestate.config import Config\n"
+        "from nodestate.findings.agent_checks import examine_incarnations\n"
+        "os.setuid(61999)\n"
+        "del os.environ['HOME']\n"
+        "print(list(examine_incarnations(Config(), 5.0)))\n"
+        "state_directory(Config())\n"
+    )
+    if os.geteuid() != 0:
+        pytest.skip("only root can become a user that does not exist")
+    done = subprocess.run(  # noqa: S603 - the constant above
+        [sys.executable, "-c", code], env={**os.environ, "HOME": "/"}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "[]\n", done.stderr
+    assert done.stderr.endswith("this user has no home directory: set state_dir to a directory of its own\n")
 
 
 def test_the_first_incarnation_of_a_machine_without_a_clock_is_one(tmp_path: Path) -> None:

@@ -41,13 +41,20 @@ _encode = msgspec.json.Encoder().encode
 
 
 def state_directory(config: Config) -> Path:
-    """Return the directory in which a cell's agents on this machine store incarnations and allocations."""
+    """Return the directory in which a cell's agents on this machine store incarnations and allocations.
+
+    Raises:
+        ConfigError: if ``state_dir`` is not set and the user of this process has no home directory.
+    """
     if config.state_dir:
         base = Path(config.state_dir)
     elif os.geteuid() == 0:
         base = Path("/var/lib/nodestate")
     else:
-        base = Path.home() / ".local" / "state" / "nodestate"
+        try:
+            base = Path.home() / ".local" / "state" / "nodestate"
+        except RuntimeError:  # the user has no home directory, as a DynamicUser of systemd
+            raise ConfigError("this user has no home directory: set state_dir to a directory of its own") from None
     return base / config.cell
 
 

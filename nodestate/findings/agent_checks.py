@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from nodestate.agent.incarnation import files_ahead, state_directory
 from nodestate.config import Config
+from nodestate.errors import ConfigError
 from nodestate.findings.finding import Finding, found, well
 from nodestate.findings.node_checks import (
     SKEW_S,
@@ -48,7 +49,11 @@ def examine_agents(config: Config, view: View) -> Iterator[Finding]:
 
 def examine_incarnations(config: Config, now: float) -> Iterator[Finding]:
     """Examine the incarnations that agents of this machine have stored. ``now`` is in seconds since 1970."""
-    for path, incarnation in files_ahead(state_directory(config), now):
+    try:
+        directory = state_directory(config)
+    except ConfigError:  # this user has no state directory, so no agent of this user has stored an incarnation
+        return
+    for path, incarnation in files_ahead(directory, now):
         says = (
             f"{path} says {incarnation}, {span_text(incarnation - now)} ahead of this machine's clock: the agent once "
         )
