@@ -15,10 +15,11 @@ FUZZ_ARGS   ?=
 BENCH_ARGS  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-loaded test-nova explore fuzz check lint types fast bench man lock sbom clean
+.PHONY: help demo test test-all test-loaded test-nova test-production explore fuzz check lint types fast bench man
+.PHONY: lock sbom clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 demo: $(READY)  ## run 1000 simulated nodes in one process; fails if the views disagree
 	@echo 'nodestate up --nodes 1000 --seconds 15   (a cell in one process, with an embedded broker and store)'
@@ -40,6 +41,9 @@ test-nova: .venv-nova/.ready  ## the tests beside Nova 34, in .venv-nova; they n
 test-loaded: $(READY)  ## the tests in tests/faults while two busy loops run beside them
 	tests/services/ensure.sh
 	$(BIN)/python -m harness.busy_loops 2 $(BIN)/python -m pytest tests/faults $(PARALLEL) $(PYTEST_ARGS)
+
+test-production: $(READY)  ## follow "run in production" on a fresh Debian under systemd (root; tests/production/README.md)
+	PYTHON=$(BIN)/python tests/production/run.sh
 
 explore: $(READY)  ## take every interleaving of small worlds, as deep as 30 minutes reach (EXPLORE_ARGS=--help)
 	$(BIN)/python -m tests.explorer $(EXPLORE_ARGS)

@@ -57,7 +57,7 @@ def test_a_unit_runs_a_command_without_privileges(unit: Path) -> None:
     assert loaded is not None
     assert loaded.make_context(command, words).params
     credentials = {credential.partition(":")[0] for credential in values["LoadCredential"]}
-    assert credentials == set(re.findall(r"%d/(\w+)", values["Environment"][0]))
+    assert credentials == set(re.findall(r"%d/(\w+)", values["Environment"][0] + values["ExecStart"][0]))
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)

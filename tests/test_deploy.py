@@ -52,9 +52,25 @@ def test_each_alert_fires_in_one_case_and_is_quiet_in_another() -> None:
     cases = RULE_TESTS.read_text(encoding="utf-8")
     quiet = re.findall(r"alertname: (\w+), exp_alerts: \[\]", cases)
     firing = re.findall(r"alertname: (\w+)\n +exp_alerts:\n +- exp_labels", cases)
-    assert len(alerts) == 17
+    assert len(alerts) == 19
     assert quiet == alerts
     assert sorted(firing) == sorted(alerts)
+
+
+def test_promtool_accepts_the_settings_of_prometheus() -> None:
+    folder = RULES.parent
+    assert "SUCCESS" in promtool("check", "config", "--syntax-only", str(folder / "prometheus.yml"))
+
+
+def test_prometheus_scrapes_the_ports_of_the_units() -> None:
+    """The second consumer of the page listens where its drop-in says, and agents are named in files of the page."""
+    texts = [unit.read_text(encoding="utf-8") for unit in (DEPLOY / "systemd").glob("*.service")]
+    texts.append((DEPLOY.parent / "docs" / "how-to" / "run-in-production.md").read_text(encoding="utf-8"))
+    listening = set(re.findall(r"(?:METRICS_LISTEN=|--listen )127\.0\.0\.1:(\d+)", "".join(texts)))
+    scraped = set(re.findall(r"localhost:(\d{4})", (RULES.parent / "prometheus.yml").read_text(encoding="utf-8")))
+    scraped |= set(re.findall(r"- targets: \[localhost:(\d+)\]", texts[-1]))
+    scraped -= {"9093", "9467"}  # the Alertmanager, and the simulated fleet of the page
+    assert scraped == listening == {"8790", "9464", "9465", "9466"}
 
 
 def test_promtool_accepts_the_queries_of_the_board(tmp_path: Path) -> None:
@@ -74,7 +90,7 @@ def queries_of_board() -> list[str]:
 def test_alerts_and_panels_use_only_metrics_and_labels_that_are_exported() -> None:
     known = exported_names()
     alerts = re.findall(r"^        expr: (.*)$", RULES.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(alerts) == 17
+    assert len(alerts) == 19
     for query in (*alerts, *queries_of_board()):
         names = set(re.findall(r"\bnodestate_\w+", query.replace('"nodestate', '"')))
         assert names <= known.keys(), query
