@@ -30,5 +30,11 @@ RUN useradd --uid 10001 --no-create-home nodestate \
 COPY --from=build /opt/nodestate /opt/nodestate
 USER nodestate
 ENV PATH=/opt/nodestate/bin:$PATH NODESTATE_STATE_DIR=/var/lib/nodestate PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# The health of a container is one short request, and no command of nodestate. A consumer or an agent answers it with
+# `--metrics-listen 9464`; `nodestate serve` needs HEALTH_URL=http://127.0.0.1:8790/readyz. A container with another
+# command needs `--no-healthcheck`.
+ENV HEALTH_URL=http://127.0.0.1:9464/readyz
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(os.environ['HEALTH_URL'], timeout=4)"]
 ENTRYPOINT ["nodestate"]
 CMD ["--help"]

@@ -43,6 +43,7 @@ test-loaded: $(READY)  ## the tests in tests/faults while two busy loops run bes
 	$(BIN)/python -m harness.busy_loops 2 $(BIN)/python -m pytest tests/faults $(PARALLEL) $(PYTEST_ARGS)
 
 test-production: $(READY)  ## follow "run in production" on a fresh Debian under systemd (root; tests/production/README.md)
+	$(BIN)/python -m pytest -q tests/test_grafana_board.py
 	PYTHON=$(BIN)/python tests/production/run.sh
 
 explore: $(READY)  ## take every interleaving of small worlds, as deep as 30 minutes reach (EXPLORE_ARGS=--help)

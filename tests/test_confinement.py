@@ -1,4 +1,4 @@
-"""Services of our compose file and the units of systemd run without privileges."""
+"""The units of systemd run without privileges."""
 
 from __future__ import annotations
 
@@ -14,30 +14,7 @@ import pytest
 from nodestate.cli import main
 
 ROOT: Final = Path(__file__).parent.parent
-COMPOSE: Final = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 UNITS: Final = sorted((ROOT / "deploy/systemd").glob("*.service"))
-
-
-def test_compose_services_have_no_privileges() -> None:
-    """By the text, as the environment of the tests has no parser for YAML."""
-    confined, nodestate = (block(f"x-{name}: &{name}", "") for name in ("confined", "nodestate"))
-    for line in ("cap_drop: [ALL]", 'security_opt: ["no-new-privileges:true"]', "read_only: true"):
-        assert f"  {line}\n" in confined
-    assert "  <<: *confined\n" in nodestate
-    services = re.findall(r"^  ([a-z-]+):$", block("services:", ""), re.MULTILINE)
-    assert len(services) == 6
-    for name in services:
-        own = block(f"{name}:", "  ")
-        assert "    <<: *confined\n" in own or "    <<: *nodestate\n" in own, name
-        weaker = re.findall(r"^    (cap_add|cap_drop|security_opt|read_only|privileged|user):", own, re.MULTILINE)
-        assert weaker == (["cap_add", "read_only"] if name == "rabbitmq" else []), name
-
-
-def block(key: str, indent: str) -> str:
-    """Return the lines below a key of the compose file."""
-    found = re.search(rf"^{indent}{re.escape(key)}\n((?:{indent}  .*\n|\n)+)", COMPOSE, re.MULTILINE)
-    assert found is not None, key
-    return found[1]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)

@@ -57,9 +57,9 @@ def test_each_alert_fires_in_one_case_and_is_quiet_in_another() -> None:
     assert sorted(firing) == sorted(alerts)
 
 
-def test_promtool_accepts_the_settings_of_prometheus() -> None:
-    folder = RULES.parent
-    assert "SUCCESS" in promtool("check", "config", "--syntax-only", str(folder / "prometheus.yml"))
+@pytest.mark.parametrize("name", ["prometheus.yml", "compose.yml"])
+def test_promtool_accepts_the_settings_of_prometheus(name: str) -> None:
+    assert "SUCCESS" in promtool("check", "config", "--syntax-only", str(RULES.parent / name))
 
 
 def test_prometheus_scrapes_the_ports_of_the_units() -> None:

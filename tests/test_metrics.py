@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from harness.waiting import PATIENCE_S, wait_until
+from nodestate.cli.shutdown import stop_on_signals
 from nodestate.designs import propagation
 from nodestate.designs.reader import Reader
 from nodestate.errors import BehindError, ConfigError, StaleViewError
@@ -29,7 +30,7 @@ from nodestate.metrics import (
 )
 from nodestate.metrics.exposition import SampleSource
 from nodestate.metrics.metric_table import BY_NAME, METRICS, PREFIX, Part, Sample
-from nodestate.metrics.server import MAX_CLIENTS_COUNT
+from nodestate.metrics.server import MAX_CLIENTS_COUNT, MAX_STEP_S
 from nodestate.model import Heartbeat, Receipt, Version, parse_event
 from nodestate.scheduling.request import parse
 from nodestate.testing import FaultyStore, MemoryStore
@@ -272,6 +273,31 @@ def test_threads_of_clients_end_with_their_connections(server: MetricsServer) ->
     for _ in range(50):
         connection_to(server).close()
     wait_until(lambda: threading.active_count() <= before, "threads of closed connections stay")
+
+
+@pytest.mark.parametrize(
+    ("age", "live", "ready"), [(None, b"200", b"503"), (0.1, b"200", b"200"), (MAX_STEP_S + 1, b"503", b"503")]
+)
+def test_health_is_that_of_the_loop(age: float | None, live: bytes, ready: bytes) -> None:
+    """Before the first step, while the loop runs, and while a step hangs: as READY and WATCHDOG tell systemd."""
+    with MetricsServer("0", MetricsPage([]), step_age=lambda: age) as server:
+        assert live in answer_to(server, b"GET /livez HTTP/1.0\r\n\r\n")[:20]
+        assert ready in answer_to(server, b"GET /readyz HTTP/1.0\r\n\r\n")[:20]
+
+
+def test_a_process_without_a_loop_lives_and_is_ready(server: MetricsServer) -> None:
+    for path in (b"livez", b"readyz"):
+        assert b'{"status":"pass"}' in answer_to(server, b"GET /" + path + b" HTTP/1.0\r\n\r\n")
+
+
+def test_the_age_of_the_last_step_is_known_to_the_metrics() -> None:
+    with stop_on_signals() as stop:
+        assert not stop(), "the first step begins"
+        assert stop.step_age() is None
+        assert not stop(), "the first step has ended"
+        age = stop.step_age()
+        assert age is not None
+        assert 0.0 <= age < MAX_STEP_S
 
 
 def test_a_collector_that_fails_is_an_error_of_the_scrape_alone() -> None:

@@ -101,7 +101,7 @@ def command(
     try:
         agent = Agent(run.config, sources, sink, SystemClock(), random.Random(), inbox=sink)
         try:
-            with stop_on_signals(seconds) as stop, metrics_server(run, metrics_listen, agent=agent, sink=sink):
+            with stop_on_signals(seconds) as stop, metrics_server(run, metrics_listen, stop, agent=agent, sink=sink):
                 agent.run(stop)
         finally:
             agent.close(leave=leave)

@@ -89,7 +89,7 @@ def command(
         else Member(config, layouts, stores, resync, clock, rng, name)
     )
     try:
-        with stop_on_signals(seconds) as stop, metrics_server(run, metrics_listen, consumer=consumer):
+        with stop_on_signals(seconds) as stop, metrics_server(run, metrics_listen, stop, consumer=consumer):
             consumer.run(stop)
     finally:
         consumer.close()

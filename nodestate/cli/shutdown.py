@@ -31,6 +31,8 @@ class StopRequest:
         self.requested = False
         # Whether the loop has begun its first step.
         self._has_begun = False
+        # Monotonic time at which the last step ended; None before the first one has.
+        self._stepped_at: float | None = None
         # Learns that the loop runs.
         self._manager = manager
         # Time on the monotonic clock at which the loop ends by itself; None: never.
@@ -39,9 +41,14 @@ class StopRequest:
     def __call__(self) -> bool:
         """Return True if the loop must end. Called before the first step and after each one."""
         if self._has_begun:
+            self._stepped_at = time.monotonic()
             self._manager.step_done()
         self._has_begun = True
         return self.requested or (self._until is not None and time.monotonic() >= self._until)
+
+    def step_age(self) -> float | None:
+        """Return the seconds since the loop finished a step; None before the end of the first one."""
+        return None if self._stepped_at is None else time.monotonic() - self._stepped_at
 
     def wait(self, seconds: float) -> bool:
         """Wait ``seconds``, or less if the loop must end before. Returns True if it must end."""

@@ -1,4 +1,4 @@
-"""The server of the page of metrics: ``GET /metrics``, in threads of its own.
+"""The server of the page of metrics, ``GET /metrics``, and of ``/livez`` and ``/readyz``, in threads of its own.
 
 A process must not end, wait or grow because of a client of this page. So a request is short: ``MAX_HEAD_BYTES`` of its
 head are read, and a client that sends nothing for ``SILENCE_S`` is dropped. Beyond ``MAX_CLIENTS_COUNT`` connections,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -38,8 +39,13 @@ SILENCE_S: Final = 5.0
 MAX_CLIENTS_COUNT: Final = 16
 """Most connections at a time. One more ends the oldest one."""
 BACKLOG: Final = 128
+MAX_STEP_S: Final = 60.0
+"""A loop whose step takes longer than this number of seconds does not live; as ``WatchdogSec`` of the units."""
 POLL_S: Final = 0.2
 """Longest wait of ``MetricsServer.close`` for the thread to notice it."""
+
+StepAge = Callable[[], float | None]
+"""Returns the seconds since the loop of this process finished a step; None before the end of the first one."""
 
 _log: Final = structlog.get_logger("nodestate.metrics")
 
@@ -52,6 +58,7 @@ def serve_metrics(
     consumer: Consumer | Member | None = None,
     agent: Agent | None = None,
     sink: KombuSink | None = None,
+    step_age: StepAge | None = None,
 ) -> MetricsServer:
     """Serve the metrics of these parts of this process in a background thread. Close the server after use.
 
@@ -63,6 +70,7 @@ def serve_metrics(
         consumer: a consumer, or a member.
         agent: an agent.
         sink: takes the agent's events; its confirms are measured.
+        step_age: the age of the last step of the loop, for ``/livez`` and ``/readyz``. None if the process has no loop.
 
     Raises:
         ConfigError: if the address is wrong or taken.
@@ -77,26 +85,32 @@ def serve_metrics(
         reader = reader or scheduler.refresher.reader
     if reader is not None:
         sources.append(("reader", partial(reader_samples, reader)))
-    return MetricsServer(listen, MetricsPage(sources))
+    return MetricsServer(listen, MetricsPage(sources), step_age=step_age)
 
 
 class MetricsServer:
-    """Answers ``GET /metrics`` from its construction until ``close``.
+    """Answers ``GET /metrics``, ``/livez`` and ``/readyz`` from its construction until ``close``.
+
+    ``/readyz`` fails until the loop has finished its first step. ``/livez`` and ``/readyz`` fail while a step takes
+    longer than ``MAX_STEP_S``.
 
     Args:
         listen: ``host:port``, or a port of this machine alone. Port 0: any free one.
         page: the metrics.
         option: name of the option that gave the address, for errors.
+        step_age: the age of the last step of the loop; None if the process has no loop.
 
     Raises:
         ConfigError: if the address is wrong or taken.
     """
 
-    def __init__(self, listen: str, page: MetricsPage, *, option: str = "--metrics-listen") -> None:
+    def __init__(
+        self, listen: str, page: MetricsPage, *, option: str = "--metrics-listen", step_age: StepAge | None = None
+    ) -> None:
         bound = bound_socket(option, f"127.0.0.1:{listen}" if listen.isdecimal() else listen, BACKLOG)
         self.url = f"http://{address_text(bound)}/metrics"
         """Address of the page."""
-        self._server = _BoundedServer(bound, page)
+        self._server = _BoundedServer(bound, page, step_age or (lambda: 0.0))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_S,), name="nodestate-metrics", daemon=True
         )
@@ -123,12 +137,14 @@ class _BoundedServer(ThreadingMixIn, TCPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, bound: socket.socket, page: MetricsPage) -> None:
+    def __init__(self, bound: socket.socket, page: MetricsPage, step_age: StepAge) -> None:
         super().__init__(("", 0), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = bound
         self.page = page
-        """The page that all requests get."""
+        """The metrics."""
+        self.step_age = step_age
+        """The age of the last step of the loop."""
         self._lock = threading.Lock()
         """Held while ``_clients`` changes."""
         self._clients: dict[int, socket.socket] = {}
@@ -188,17 +204,29 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def do_GET(self) -> None:
-        """Answer with the page."""
-        if self.path.partition("?")[0] != "/metrics":
+        """Answer with the metrics, or say whether the process lives or is ready."""
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            self._send_metrics()
+        elif path in {"/livez", "/readyz"}:
+            age = self.server.step_age()
+            passes = path == "/livez" if age is None else age <= MAX_STEP_S
+            body = b'{"status":"pass"}' if passes else b'{"status":"fail"}'
+            self._send(HTTPStatus.OK if passes else HTTPStatus.SERVICE_UNAVAILABLE, "application/health+json", body)
+        else:
             self.send_error(HTTPStatus.NOT_FOUND, "the metrics are at /metrics")
-            return
+
+    def _send_metrics(self) -> None:
         try:
             body, content_type = self.server.page.render(self.headers.get("Accept", ""))
         except Exception as error:  # noqa: BLE001 - whatever fails here, the process goes on
             _log.error("the metrics could not be collected", reason=str(error), exc_info=error)
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, "the log of this process has the cause")
             return
-        self.send_response(HTTPStatus.OK)
+        self._send(HTTPStatus.OK, content_type, body)
+
+    def _send(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

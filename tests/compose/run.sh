@@ -16,7 +16,7 @@ root="$(cd "$here/../.." && pwd)"
 HEALTHY_TIMEOUT_S=300 # enough for two cores that build and start six containers
 COMPLETE_TIMEOUT_S=120   # a consumer without stored state waits 25 s for reports of agents
 NODES_COUNT=51        # agent-simulated has 50 nodes, agent-host one
-SERVICES="memcached rabbitmq consumer agent-host agent-simulated view"
+SERVICES="memcached rabbitmq consumer agent-host agent-simulated serve"
 
 require docker.io docker-compose python3
 project="nodestate-test-$$"
@@ -24,7 +24,7 @@ scratch="$(mktemp -d)"
 
 # The name has the number of this process, so that the project of another folder is not touched.
 compose() { docker-compose --project-name "$project" --file "$root/docker-compose.yml" "$@"; }
-nodestate() { compose exec -T view nodestate "$@"; }
+nodestate() { compose exec -T serve nodestate "$@"; }
 # container SERVICE FORMAT: what docker inspect says of the service's container.
 container() { docker inspect --format "$2" "$(compose ps --quiet --all "$1")"; }
 say() { printf '\n== %s (%d s)\n' "$1" "$SECONDS"; }
@@ -147,9 +147,9 @@ say "all healthy"
 both_designs
 clean
 nodestate doctor || fail "doctor has a FAIL"
-# As the first lines of docker-compose.yml say, in a container of its own.
-compose run --rm -T view view --design journal --max-age 5 --on-stale refuse --limit 3 2>"$scratch/why" ||
-    { cat "$scratch/why" >&2; fail "docker-compose run view"; }
+# In a container of its own.
+compose run --rm -T serve view --design journal --max-age 5 --on-stale refuse --limit 3 2>"$scratch/why" ||
+    { cat "$scratch/why" >&2; fail "docker-compose run serve view"; }
 
 say "the consumer is killed"
 read -r incarnation generation <<<"$(version compute-0001)"
@@ -191,9 +191,9 @@ say "all healthy again"
 stopping="$SECONDS"
 compose stop --timeout 20 >/dev/null 2>&1
 echo "stopped in $((SECONDS - stopping)) s"
-for service in consumer agent-host agent-simulated view; do
+for service in consumer agent-host agent-simulated serve; do
     code="$(container "$service" '{{.State.ExitCode}}')"
     [ "$code" = 0 ] || fail "$service ended with $code on SIGTERM"
 done
-echo "consumer, agents and view ended with 0 on SIGTERM"
+echo "consumer, agents and serve ended with 0 on SIGTERM"
 say "passed"

@@ -10,7 +10,6 @@ set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 root="$(cd "$here/../.." && pwd)"
-page="$root/docs/how-to/run-in-production.md"
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 BOOT_TIMEOUT_S=120
 STOP_TIMEOUT_S=60
@@ -37,6 +36,8 @@ done
 
 folder="$(mktemp -d /var/tmp/nodestate-production.XXXXXX)"
 box="$folder/debian"
+copy="$box/root/nodestate" # the repository, as it is at the start
+page="$copy/docs/how-to/run-in-production.md"
 nspawn=""
 slirp=""
 
@@ -82,9 +83,9 @@ echo production >"$box/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 production\n' >"$box/etc/hosts" # Debian's installer writes them
 # The settings of this machine's pip, with read-only mounts of the folders that they name.
 mapfile -t mounts < <("${PYTHON:-python3}" "$here/pip_settings.py" "$box/etc/pip.conf")
-mkdir "$box/root/nodestate"
+mkdir "$copy"
 git -C "$root" ls-files -z --cached --others --exclude-standard |
-    tar --directory="$root" --null --files-from=- --create | tar --directory="$box/root/nodestate" --extract
+    tar --directory="$root" --null --files-from=- --create | tar --directory="$copy" --extract
 echo "$(du --summarize --block-size=MB "$box" | cut -f 1) from $mirror"
 
 say "systemd as the first process"
@@ -118,7 +119,7 @@ follow() {
     local number
     for number in "$@"; do
         say "the page: $(sed -n "s/^## \($number\. .*\)/\1/p" "$page")"
-        python3 "$here/page.py" "$page" "$number" >"$box/root/commands.sh"
+        python3 "$copy/tests/production/page.py" "$page" "$number" >"$box/root/commands.sh"
         if ! in_box bash -euxo pipefail /root/commands.sh >"$folder/commands.log" 2>&1; then
             tail -n 60 "$folder/commands.log" >&2
             in_box journalctl --no-pager --lines 60 --unit 'nodestate-*' >&2 || true

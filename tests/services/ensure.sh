@@ -56,6 +56,10 @@ if may_install && [ -n "$(missing promtool:prometheus)" ]; then
     install prometheus || echo "Not installed: prometheus - the tests of the alert rules are skipped."
 fi
 
+if may_install && [ -n "$(missing docker-compose:docker-compose)" ] && ! docker compose version >/dev/null 2>&1; then
+    install docker-compose || echo "Not installed: docker-compose - the tests of docker-compose.yml are skipped."
+fi
+
 containers="memcached:memcached rabbitmq-server:rabbitmq-server"
 programs="openssl:openssl mariadbd:mariadb-server postgres:postgresql redis-server:redis-server"
 wanted="$containers $programs"
