@@ -13,7 +13,7 @@ pytestmark = pytest.mark.thorough
 ROOT: Final = Path(__file__).parent.parent
 BOARD: Final = (ROOT / "deploy" / "grafana" / "nodestate.json").read_text(encoding="utf-8")
 PACKAGES: Final = ("@grafana/grafana-foundation-sdk@0.0.21", "typescript@5.9.3")
-OPTIONS: Final = "--noEmit --strict --skipLibCheck --module nodenext --moduleResolution nodenext".split()
+OPTIONS: Final = ["--noEmit", "--strict", "--skipLibCheck", "--module", "nodenext", "--moduleResolution", "nodenext"]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,6 @@ def test_the_board_has_the_types_of_grafana(folder: Path) -> None:
     [
         ('"legendFormat":', '"legend_format":'),
         ('"placement": "bottom"', '"placement": "below"'),
-        ('"h": 8', '"h": "8"'),
-        ('"schemaVersion": 39', '"schema": 39'),
         ('"annotations":', '"annotation":'),
     ],
 )
