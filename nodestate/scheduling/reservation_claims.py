@@ -155,6 +155,23 @@ class ReservationClaims:
         self._session.placer.give_back(placings)
         return None
 
+    def drop(self, placings: list[Placing]) -> None:
+        """Drop the claims of all members of a reservation.
+
+        Args:
+            placings: The members that were found, each with its node and claim.
+
+        Raises ``StoreUnavailableError`` if a claim server does not answer that may have the claim of a member.
+        """
+        table, nodes = self._session.claim_table, {placing.node for placing in placings}
+        self._session.placer.give_back(placings)
+        if len(placings) < placings[0].members:
+            table.servers.require_all()
+        if table.edited:
+            for node, outcome in table.flush().items():
+                if node in nodes and isinstance(outcome, StoreUnavailableError):
+                    raise outcome
+
     def _is_held(self, placing: Placing) -> bool:
         """Return whether no other scheduler removed the claim of a member, as far as its record was read."""
         return placing.claim is not None and placing.claim.id in self._session.claim_table.own.on(placing.node or "")

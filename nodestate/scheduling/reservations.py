@@ -241,9 +241,10 @@ class Reservations:
         Raises:
             NotFoundError: If no member is held, or if another user owns the reservation.
             StaleViewError: If no view is fresh enough.
-            StoreUnavailableError: If a claim server does not answer, so that it is unknown whether a member is held.
+            StoreUnavailableError: If a claim server does not answer, so that members may still be held. The claims of
+                the other members are dropped. Call ``release`` again.
         """
-        self._session.placer.give_back(self._claims.find(reservation, owner, allow_part=True))
+        self._claims.drop(self._claims.find(reservation, owner, allow_part=True))
 
     # -- building
 
@@ -322,6 +323,7 @@ class Reservations:
         found = self._claims.find(reservation, owner, allow_part=True)
         placings = [placing for placing in found if placing.instance == instance]
         if not placings:
+            self._session.claim_table.servers.require_all()
             raise NotFoundError("instance", f"{instance} is no member of reservation {reservation} that is still held")
         self._hints_of_earlier_build(placings[0], "")
         claim_ttl_s = self._session.config.claim_ttl_s

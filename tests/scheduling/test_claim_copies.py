@@ -22,6 +22,7 @@ from nodestate.errors import StoreUnavailableError
 from nodestate.model import partitioning
 from nodestate.ports import Put, Write, WriteStatus
 from nodestate.scheduling.claims import CLAIMS, CLOCK_S, REASSERT_S, UNSURE_S, Claim, ClaimRecord
+from nodestate.scheduling.claims.record import IN_FLIGHT_S
 from nodestate.scheduling.claims.record_copies import merged
 from nodestate.scheduling.request import parse
 from nodestate.store import keys
@@ -101,7 +102,8 @@ def extend(party: Party, claim: Claim, seconds: float) -> tuple[Claim, object]:
     """Keep a claim for some seconds from now, as a reservation does. Returns the claim to write, and the outcome."""
     until = party.claim_table.servers.time(NODE) + seconds
     extended = msgspec.structs.replace(claim, until=until, kept=True)
-    party.claim_table.add_claim(NODE, extended)
+    party.claim_table.hold_claim(NODE, claim)
+    party.claim_table.add_claim(NODE, extended, is_renewal=True)
     return extended, party.claim_table.flush()[NODE]
 
 
@@ -565,6 +567,25 @@ def test_the_second_copy_stays_sound_if_the_first_server_restarts_before_a_read(
     assert both_ids(parties)[0] == [claim.id]
 
 
+@pytest.mark.parametrize("away", [0, 1])
+def test_an_extension_is_written_to_the_copy_that_missed_it_although_the_other_copy_is_away(away: int) -> None:
+    """One server is away while a reservation is extended. It returns, and the other one goes away and returns empty.
+
+    Regression: the scheduler took the earlier deadline for the one that counts, and the reservation expired early.
+    """
+    parties = begun("one")
+    [one] = parties.parties
+    claim = stored(one.take(NODE, 2, seconds=60.0, avoid_unsure=True, reservation="r"))
+    cut(one, homes(parties)[away])
+    extended, outcome = extend(one, claim, 3_600.0)
+    assert outcome is WriteStatus.STORED
+    cut(one, homes(parties)[1 - away])
+    upkeep(one)
+    lose(parties, 1 - away, "restart")
+    heal(parties)
+    assert parties.record(NODE).claims == parties.copy_record(NODE).claims == (extended,)
+
+
 # -- another number of copies ---------------------------------------------------------------------
 
 
@@ -780,7 +801,7 @@ class SplitMachine(RuleBasedStateMachine):
             if NODE not in party.claim_table.records.known or party.free(NODE) < size:
                 return None
             try:
-                claim = party.claim(NODE, size, seconds)
+                claim = party.claim(NODE, size, seconds, reservation="r" if avoid_unsure else "")
             except StoreUnavailableError:  # no clock answers
                 return None
             party.claim_table.add_claim(NODE, claim, avoid_unsure=avoid_unsure)
@@ -826,14 +847,21 @@ class SplitMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, which=numbers, seconds=st.sampled_from([5.0, 60.0, 300.0]))
     def extend(self, number: int, which: int, seconds: float) -> None:
-        """A scheduler that sees a promise gives it another deadline. If that fails, it releases the promise."""
+        """A scheduler gives a claim of a reservation another deadline. If that fails, it releases the claim.
+
+        It may see a claim that another scheduler has released. Then the claim is gone once all see both servers.
+        """
         party = self.of(number)
-        claim = self.promise_seen_by(party, which)
-        if claim is None:
+        known = party.claim_table.records.known.get(NODE)
+        seen = [one for one in known.record.claims if one.reservation] if known is not None else []
+        if not seen:
             return
+        claim = seen[which % len(seen)]
         try:
             extended, outcome = extend(party, claim, seconds)
         except StoreUnavailableError:  # no clock answers
+            return
+        if claim.id not in self.promises:
             return
         if outcome is WriteStatus.STORED:
             self.promises[claim.id] = extended
@@ -929,11 +957,15 @@ class SplitMachine(RuleBasedStateMachine):
 
     @rule(which=numbers, size=sizes)
     def have_one_copy(self, which: int, size: int) -> None:
-        """All schedulers are replaced by one with one copy, which releases a promise and boots, and later by others."""
+        """All schedulers are replaced by one with one copy, which releases a promise and boots, and later by others.
+
+        These write both copies before a server goes away.
+        """
         self.arrive_all()
         if self.copies()[0] != self.copies()[1]:  # the copy that stays has all claims
             return
         self.parties.servers[homes(self.parties)[0]]._max_bytes = None
+        self.parties.clock.advance(CLOCK_S)  # the time of writing tells which copy was left behind
         alone = single(self.parties, f"alone at {self.parties.clock.monotonic()}")
         self.promises = {
             claim.id: claim
@@ -948,6 +980,8 @@ class SplitMachine(RuleBasedStateMachine):
         self.parties.clock.advance(1.0)
         for number in range(len(self.parties.parties)):
             self.die(number)
+        self.parties.clock.advance(2 * IN_FLIGHT_S)
+        upkeep(*self.parties.parties)
 
     @rule()
     def heal(self) -> None:

@@ -465,6 +465,51 @@ def test_a_scheduler_extends_its_reservation_although_a_claim_record_was_just_lo
     assert (after.whole, after.seconds > 500.0) == (True, True)
 
 
+@pytest.mark.parametrize("releases", [0, 1])
+@pytest.mark.parametrize("fails", ["does not answer", "writes nothing"])
+def test_a_release_that_may_have_left_claims_says_so(
+    releases: int, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler that made the reservation releases it, or another one. One server is away, or refuses to write.
+
+    Regression: the reservation counted as released, and its nodes on that server were held until its time was over.
+    """
+    cell, processes = cell_of(9)
+    held = reserve(processes[0].scheduler, *"abcdef", hold_s=600.0)
+    homes = {cell.servers.index(cell.server(member.node)) for member in held.members}
+    assert homes == {0, 1}
+    one = processes[releases]
+    reservations, server = one.scheduler.reservations, one.claim_stores[0]
+    assert [known.id for known in reservations.held()] == [held.id]
+
+    def fail(_writes: object) -> Any:
+        raise StoreUnavailableError(server.name, "made to fail")
+
+    with monkeypatch.context() as patch:
+        if fails == "does not answer":
+            cut_off(one, 0)
+        else:
+            patch.setattr(server, "write", fail)
+        with pytest.raises(StoreUnavailableError):
+            reservations.release(held.id)
+    cut_off(one)
+    with suppress(NotFoundError):
+        reservations.release(held.id)
+    assert claims_of(cell, held.id) == []
+    cell.run_for(10.0)
+    assert claims_of(cell, held.id) == []
+
+
+def test_a_member_whose_claim_server_does_not_answer_may_still_be_held() -> None:
+    """Regression: the error said that it was not."""
+    cell, (_, one) = cell_of(9)
+    held = reserve(one.scheduler, *"abcdef")
+    member = next(member for member in held.members if cell.server(member.node) is cell.servers[0])
+    cut_off(one, 0)
+    with pytest.raises(StoreUnavailableError):
+        one.scheduler.reservations.boot_member(held.id, member.instance)
+
+
 def test_a_member_may_need_no_resources() -> None:
     _, (one,) = cell_of(schedulers=1)
     held = one.scheduler.reservations.reserve(parse_group({"members": [{"instances": ["a"], "resources": {}}]}))

@@ -245,7 +245,7 @@ class ClaimTable:
         self._edits.keep_written(node, there)
         for claim_id in self._unknown_outcomes.resolve(node, there, is_whole=cached.is_whole):
             self.drop_claim(node, claim_id)
-        for claim in self.own.compare(node, record):
+        for claim in self.own.compare(node, record, is_whole=cached.is_whole):
             self.add_claim(node, claim)
         self._overlay.apply([node])
 

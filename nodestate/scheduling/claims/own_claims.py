@@ -85,13 +85,20 @@ class OwnClaims:
         for claim_id, (claim, record_born) in own.items():
             own[claim_id] = OwnClaim(msgspec.structs.replace(claim, until=max(0.0, claim.until + by_s)), record_born)
 
-    def compare(self, node: str, record: ClaimRecord) -> list[Claim]:
+    def compare(self, node: str, record: ClaimRecord, *, is_whole: bool) -> list[Claim]:
         """Compare the claims that are held on a node with the record that was read.
 
-        Returns the lost claims, which the caller writes again. There are three cases:
+        Args:
+            node: The node.
+            record: Its record.
+            is_whole: Whether all copies of the record were read.
+
+        Returns the lost claims, which the caller writes again. There are four cases:
 
         - The claim is in the record. It is held with the record's content, because another scheduler may have extended
           it or written it again.
+        - The claim is in one copy with an earlier deadline, and the other copy was not read. The copy missed an
+          extension, which may be lost with the other copy. So the claim is returned with its later deadline.
         - The claim is missing, and the record was created after the claim was written. The claim was lost with the
           earlier record, and is returned.
         - The claim is missing from the record that it was written to, or the record says that it was removed. Another
@@ -101,7 +108,9 @@ class OwnClaims:
         lost: list[Claim] = []
         for claim, record_born in list(self._by_node.get(node, {}).values()):
             there = here.get(claim.id)
-            if there is not None:
+            if there is not None and not is_whole and (there.kept, there.until) < (claim.kept, claim.until):
+                lost.append(claim)
+            elif there is not None:
                 self._by_node[node][claim.id] = OwnClaim(there, record.born)
             elif record_born != record.born and claim.id not in record.removed:
                 lost.append(claim)
