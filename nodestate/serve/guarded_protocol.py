@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from http import HTTPStatus
 from typing import Any, Final
 
 import h11
@@ -16,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nodestate.serve.encoding import JSON, encode
-from nodestate.serve.limits import KEEP_ALIVE_S, LARGE_BYTES, REFUSED_CONNECTIONS_COUNT, Limits
-from nodestate.serve.problems import MEDIA_TYPE, blank, problem
+from nodestate.serve.limits import KEEP_ALIVE_S, LARGE_BYTES, MAX_HEAD_BYTES, REFUSED_CONNECTIONS_COUNT, Limits
+from nodestate.serve.problems import MEDIA_TYPE, bad_request, problem
 
 ABORT: Final = "nodestate.abort"
 """Key of the scope with the function that drops the client at once."""
@@ -115,7 +114,7 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
             if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
                 self.transport.abort()
                 return
-            error = blank(HTTPStatus.BAD_REQUEST, msg)
+            error = bad_request("head", f"{msg} It breaks HTTP/1.1, or has more than {MAX_HEAD_BYTES:,} bytes")
             body = encode(error.document, JSON)
             headers = [
                 (b"content-type", MEDIA_TYPE.encode()),

@@ -6,6 +6,8 @@ from typing import Final
 
 import msgspec
 
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""Most bytes of the head of a request, with its URL; a larger one is refused with 400."""
 MAX_UNSENT_BYTES: Final = 256_000_000
 """Most bytes of responses that wait for their clients; further large responses are refused."""
 LARGE_BYTES: Final = 64 * 1024

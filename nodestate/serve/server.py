@@ -24,6 +24,7 @@ from nodestate.listening import bound_socket
 from nodestate.serve.guarded_protocol import guarded_protocol
 from nodestate.serve.limits import (
     KEEP_ALIVE_S,
+    MAX_HEAD_BYTES,
     REFUSED_CONNECTIONS_COUNT,
     TLS_HANDSHAKE_TIMEOUT_S,
     Limits,
@@ -200,6 +201,7 @@ def run_server(
         timeout_graceful_shutdown=GRACE_S,
         lifespan="on",
         timeout_keep_alive=KEEP_ALIVE_S,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
     )
     config.load()
     config.ssl = tls

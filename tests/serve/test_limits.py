@@ -215,8 +215,9 @@ def test_bytes_that_are_no_request_are_answered_by_a_problem(running: RunningSer
     with connect(running) as connection:
         connection.sendall(sent)
         answer = read_to_end(connection)
-    assert answer.startswith(b"HTTP/1.1 4")
+    assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"application/problem+json" in answer
+    assert b'"field":"head"' in answer
 
 
 def test_a_client_that_does_not_take_its_response_is_dropped(running: RunningService) -> None:
