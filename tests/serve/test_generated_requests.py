@@ -15,7 +15,7 @@ from nodestate.serve.access import Access
 from nodestate.serve.app import ROUTES
 from nodestate.serve.parameters import BoundParameters
 from nodestate.serve.tokens import TokenFile
-from tests.serve.deciding_cell import DecidingCell, wanted
+from tests.serve.deciding_cell import DecidingCell
 from tests.serve.running_service import RunningService
 
 EXAMPLES_COUNT = by_profile(fast=2, thorough=300)
@@ -32,7 +32,9 @@ def deciding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecidingCell]
     tokens = folder / "tokens"
     tokens.touch(0o600)
     tokens.write_text(f"operate tester {TOKEN}\n", encoding="utf-8")
+    roomy = {"status": "up", "inventory": {"VCPU": {"total": 1_000_000}}}  # for all instances of the test
     deciding = DecidingCell(
+        {f"n{number}": roomy for number in range(3)},
         state_dir=folder,
         access=Access(TokenFile(str(tokens))),
         debug=False,
@@ -43,7 +45,8 @@ def deciding(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecidingCell]
     with pytest.MonkeyPatch.context() as patch, deciding:
         patch.setattr(event_routes, "MAX_STREAM_S", 0.0)  # a stream ends after its first events
         patch.setattr(BoundParameters, "wait_s", 0.01)
-        deciding.done(deciding.post("/v1/boots", wanted("i0")))
+        booted = {"requests": [{"instances": ["i0"], "resources": {"VCPU": 1}}]}
+        deciding.done(deciding.post("/v1/boots", booted))
         yield deciding
 
 
