@@ -167,7 +167,8 @@ class DecisionRecorder:
         pending = self._pending
         if not pending:
             return
-        if scheduler.fleet.changes != self._changes:
+        is_given_back = any(placing.claim is None for placed in pending for placing in placed.placings)
+        if is_given_back or scheduler.fleet.changes != self._changes:
             self._pending = []
             return
         now = time.monotonic()

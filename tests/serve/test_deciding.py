@@ -12,7 +12,9 @@ import pytest
 
 from harness.deciding_requests import BODIES
 from harness.waiting import wait_until
+from nodestate.scheduling import parse
 from nodestate.serve.app import ROUTES
+from nodestate.serve.decision_recorder import DecisionRecorder
 from tests.serve.deciding_cell import VCPU, DecidingCell, state, wanted
 
 
@@ -266,6 +268,18 @@ def test_decisions_about_reservations_are_recorded(deciding: DecidingCell) -> No
     failed = explained(deciding, "x")
     assert (failed["kind"], failed["outcome"], failed["chosen"]) == ("reserve", "no-host", None)
     assert failed["filters"][-1]["left"] == 0
+
+
+def test_a_claim_that_was_given_back_before_its_explanation_is_not_explained(deciding: DecidingCell) -> None:
+    """Regression: it was to be subtracted from its node, but has none. A reservation that fails gives claims back."""
+    scheduler = deciding.open_scheduler()
+    recorder = DecisionRecorder(lambda _decisions: None)
+    [placing] = scheduler.claim([parse(wanted("a")["requests"][0])])
+    recorder.note_placings(scheduler, [placing])
+    [made] = recorder.record_claims(scheduler, "", [placing])
+    placing.release()
+    recorder.explain_pending(scheduler, is_idle=True)
+    assert made.basis.explanation is None
 
 
 def test_decisions_are_listed_newest_first_in_pages_and_by_instance(deciding: DecidingCell) -> None:
