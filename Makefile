@@ -35,7 +35,8 @@ test-all: $(READY) .venv/.bench  ## also tests marked "thorough", HYPOTHESIS_PRO
 	    $(BIN)/python -m pytest --timeout=3600 $(PARALLEL) $(PYTEST_ARGS)
 	$(MAKE) test-nova
 
-test-nova: .venv-nova/.ready  ## the tests beside Nova 34, in .venv-nova; they need MariaDB and memcached
+test-nova: .venv-nova/.ready  ## the tests beside Nova 34, in an environment of their own
+	tests/services/ensure.sh
 	.venv-nova/bin/python -m pytest -m nova -W ignore $(PYTEST_ARGS) tests/nova
 
 test-loaded: $(READY)  ## the tests in tests/faults while two busy loops run beside them
