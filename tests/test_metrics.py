@@ -23,6 +23,7 @@ from nodestate.metrics import (
     MetricsPage,
     MetricsServer,
     agent_samples,
+    cell_metrics,
     consumer_samples,
     reader_samples,
     scheduler_samples,
@@ -34,6 +35,7 @@ from nodestate.metrics.server import MAX_CLIENTS_COUNT, MAX_STEP_S
 from nodestate.model import Heartbeat, Receipt, Version, parse_event
 from nodestate.scheduling.request import parse
 from nodestate.testing import FaultyStore, MemoryStore
+from tests.machines.scheduling_cell import SchedulingCell
 from tests.machines.simulated_cell import SimulatedCell, all_well
 from tests.scheduling.cells import boot, cell_of, reserve, wanted
 from tests.test_agent import AgentBench, ScriptedSource
@@ -181,6 +183,29 @@ def test_metrics_of_a_scheduler_equal_independent_counts() -> None:
     assert page["nodestate_reservations_held", ()] == 1
     assert page["nodestate_decision_duration_seconds_count", (("phase", "answer"),)] == 2
     del cell
+
+
+def test_the_metrics_of_a_cell_grow_with_its_nodes_if_each_has_a_zone_and_a_class_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Regression: a service had a sample for each pair of zone and class, and ran out of memory."""
+    monkeypatch.setattr(cell_metrics, "MAX_ZONES_COUNT", 40)
+    states = {
+        f"n{number}": {"zone": f"z{number}", "inventory": {"VCPU": {"total": 8}, f"CUSTOM_{number}": {"total": 1}}}
+        for number in range(60)
+    }
+    cell = SchedulingCell(states)
+    cell.wait_until_complete()
+    process = cell.start_scheduler("s0")
+    process.scheduler.refresh()
+    samples = list(cell_metrics.node_samples(process.scheduler.view, 10.0, {"n0": {"VCPU": 3}}))
+    totals = {one.labels: one.value for one in samples if one.name == "capacity_total"}
+    assert len(totals) == 40 + 1 + 60, "one of VCPU for each named zone and for the others, and each class once"
+    assert sum(value for (name, _), value in totals.items() if name == "VCPU") == 8 * 60
+    assert totals["VCPU", cell_metrics.OTHER_ZONES] == 8 * 20
+    claimed = {one.labels: one.value for one in samples if one.name == "capacity_claimed"}
+    zone = "z0" if ("VCPU", "z0") in totals else cell_metrics.OTHER_ZONES
+    assert {labels: value for labels, value in claimed.items() if value} == {("VCPU", zone): 3}
 
 
 def test_metrics_of_an_agent_count_its_events_and_its_orders() -> None:

@@ -79,7 +79,8 @@ class RabbitServer(Server):
 
     def _answers(self) -> bool:
         try:
-            with amqp.Connection(self.address, connect_timeout=PROBE_TIMEOUT_S, read_timeout=PROBE_TIMEOUT_S):
+            with amqp.Connection(self.address, connect_timeout=PROBE_TIMEOUT_S, read_timeout=PROBE_TIMEOUT_S) as probe:
+                probe.channel().queue_declare(exclusive=True)  # a new node may answer before it can do this
                 return True
         except (OSError, amqp.AMQPError):
             return False

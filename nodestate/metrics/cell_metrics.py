@@ -20,6 +20,10 @@ from nodestate.view.view import View
 
 UNRESPONSIVE_HEARTBEATS: Final = 3
 """A node that gave no sign of life for this number of heartbeats is unresponsive."""
+MAX_ZONES_COUNT: Final = 1_000
+"""Most zones with samples of their own."""
+OTHER_ZONES: Final = "(others)"
+"""The zone in the samples of all other zones."""
 
 
 def cell_samples(
@@ -64,26 +68,57 @@ def partition_samples(design: DesignStatus) -> Iterator[Sample]:
 
 
 def node_samples(view: View, heartbeat_s: float, claimed: ClaimedAmounts | None = None) -> Iterator[Sample]:
-    """Yield the samples of the nodes of a view. Those of capacity count the nodes that are up."""
+    """Yield the samples of the nodes of a view. Those of capacity count the nodes that are up.
+
+    A zone has samples only of the classes that its nodes have. With a sample for each pair, 5,000 nodes with a zone and
+    a class of their own would fill the memory. Zones after the first ``MAX_ZONES_COUNT`` count as ``OTHER_ZONES``,
+    because Prometheus keeps each name that it was ever given.
+    """
     bound_s = UNRESPONSIVE_HEARTBEATS * heartbeat_s
     columns = view.columns
-    records = (view.nodes.record(name) for name in columns.names)
-    zones = [zone_of(record) if record is not None else "" for record in records]
-    counts: Counter[tuple[str, str]] = Counter()
-    rows_up: dict[str, list[int]] = {}
-    for row, code in enumerate(columns.status.tolist()):
+    zones = _zones(view, columns.names)
+    for (code, zone), count in Counter(zip(columns.status.tolist(), zones, strict=True)).items():
         if code != NOT_THERE:
-            counts[STATUSES[code], zones[row]] += 1
-            if STATUSES[code] == "up":
-                rows_up.setdefault(zones[row], []).append(row)
-    for labels, count in counts.items():
-        yield Sample("nodes", count, labels)
+            yield Sample("nodes", count, (STATUSES[code], zone))
     yield Sample("nodes_unresponsive", sum(1 for name in view.nodes if view.node_age(name) > bound_s))
-    for zone, rows in rows_up.items():
-        at_rows = np.array(rows)
-        for name in columns.capacity:
-            yield Sample("capacity_total", int(columns.capacity[name][at_rows].sum()), (name, zone))
-            yield Sample("capacity_used", int(columns.usage[name][at_rows].sum()), (name, zone))
+    is_up = columns.status == STATUSES.index("up")
+    held = _claimed_by_zone(claimed, columns.names, zones, is_up)
+    for name, capacity in columns.capacity.items():
+        usage = columns.usage[name]
+        rows = np.flatnonzero(is_up & ((capacity != 0) | (usage != 0)))
+        totals: Counter[str] = Counter()
+        used: Counter[str] = Counter()
+        for row, total, amount in zip(rows.tolist(), capacity[rows].tolist(), usage[rows].tolist(), strict=True):
+            totals[zones[row]] += total
+            used[zones[row]] += amount
+        for zone, total in totals.items():
+            yield Sample("capacity_total", total, (name, zone))
+            yield Sample("capacity_used", used[zone], (name, zone))
             if claimed is not None:
-                on_nodes = (claimed[node] for node in (columns.names[row] for row in rows) if node in claimed)
-                yield Sample("capacity_claimed", sum(amounts.get(name, 0) for amounts in on_nodes), (name, zone))
+                yield Sample("capacity_claimed", held[name, zone], (name, zone))
+
+
+def _zones(view: View, names: Sequence[str]) -> list[str]:
+    """Return the zone of each node, as samples name it."""
+    found: list[str] = []
+    known: set[str] = set()
+    for name in names:
+        record = view.nodes.record(name)
+        zone = zone_of(record) if record is not None else ""
+        if zone not in known and len(known) >= MAX_ZONES_COUNT:
+            zone = OTHER_ZONES
+        known.add(zone)
+        found.append(zone)
+    return found
+
+
+def _claimed_by_zone(
+    claimed: ClaimedAmounts | None, names: Sequence[str], zones: Sequence[str], is_up: np.ndarray
+) -> Counter[tuple[str, str]]:
+    """Return the claimed amounts on nodes that are up, by resource class and zone."""
+    held: Counter[tuple[str, str]] = Counter()
+    for name, zone, counts in zip(names, zones, is_up, strict=True) if claimed else ():
+        if counts:
+            for resource, amount in (claimed or {}).get(name, {}).items():
+                held[resource, zone] += amount
+    return held

@@ -10,7 +10,7 @@ import pytest
 from msgspec import UNSET, structs
 
 from harness.servers import RabbitServer
-from harness.waiting import wait_until
+from harness.waiting import PATIENCE_S, wait_until
 from nodestate.auth import order_auth
 from nodestate.broker import KombuCourier, KombuSink
 from nodestate.config import Config
@@ -53,7 +53,7 @@ def broker(request: pytest.FixtureRequest, cell: str, tmp_path: Path) -> Authent
         return AuthenticatedBroker(Config(cell=cell), tmp_path, MemoryBroker(1))
     rabbit: RabbitServer | None = request.getfixturevalue("rabbit") if request.param == "rabbit" else None
     url = rabbit.url if rabbit is not None else "memory://"
-    return AuthenticatedBroker(Config(broker=url, cell=cell, partitions=1), tmp_path)
+    return AuthenticatedBroker(Config(broker=url, cell=cell, partitions=1, broker_timeout_s=PATIENCE_S), tmp_path)
 
 
 @pytest.fixture

@@ -228,9 +228,14 @@ def test_a_decision_tells_what_each_filter_left_before_the_claim_and_the_best_no
 
 def explained(deciding: DecidingCell, instance: str) -> Any:
     """The last decision about an instance, once it is explained."""
-    path = f"/v1/decisions?instance={instance}&limit=1"
-    wait_until(lambda: deciding.running.get(path).json()["decisions"][0]["explained"], "it is never explained")
-    return deciding.running.get(path).json()["decisions"][0]
+    found: list[Any] = []
+
+    def is_explained() -> bool:
+        found[:] = deciding.running.get(f"/v1/decisions?instance={instance}&limit=1").json()["decisions"]
+        return bool(found) and found[0]["explained"]  # it is recorded a moment after the operation has ended
+
+    wait_until(is_explained, "it is never explained")
+    return found[0]
 
 
 def test_a_decision_about_a_boot_tells_how_the_nodes_ranked_before_its_claim() -> None:

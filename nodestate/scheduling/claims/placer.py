@@ -74,9 +74,9 @@ class Placer:
     ) -> None:
         self.stats = stats or SchedulerStats()
         """Counts the decisions."""
-        self.on_placed: Callable[[Sequence[Placing]], None] = lambda _placings: None
+        self.on_placed: Callable[[Sequence[Placing]], None] | None = None
         """Called with placings that have just got a claim or a failure, while the fleet is as it was for them, but for
-        their own claims. A program may set it to record decisions.
+        their own claims. A program may set it to record decisions; None if none does.
         """
         self._holder = holder
         """The name in new claims."""
@@ -110,7 +110,7 @@ class Placer:
         self._place_each([placing for placing in waiting if not placing.together])
         for placing in waiting:
             self._count(placing)
-        if waiting:
+        if waiting and self.on_placed is not None:
             self.on_placed(waiting)
 
     def _count(self, placing: Placing) -> None:
