@@ -299,12 +299,14 @@ class Operations:
 
             def on_end(result: Any, error: Exception | None) -> None:
                 record.result, record.error = result, error
-                assert self._loop is not None, "start() comes first"
-                with suppress(RuntimeError):  # the event loop has ended
-                    self._loop.call_soon_threadsafe(self._end, record)
                 placed = {name: boot.placing.request for name, boot in record.boots.items()}
                 ended = [(placed[one.instance], one) for one in record.outcomes() if one.instance in placed]
-                self._recorder.record_outcomes(scheduler, record.kind, record.by, ended)
+                try:  # first: a client that sees the end looks for the decisions
+                    self._recorder.record_outcomes(scheduler, record.kind, record.by, ended)
+                finally:
+                    assert self._loop is not None, "start() comes first"
+                    with suppress(RuntimeError):  # the event loop has ended
+                        self._loop.call_soon_threadsafe(self._end, record)
 
             self._thread.begin(make(scheduler), on_wait, on_end)
 

@@ -232,7 +232,8 @@ def explained(deciding: DecidingCell, instance: str) -> Any:
 
     def is_explained() -> bool:
         found[:] = deciding.running.get(f"/v1/decisions?instance={instance}&limit=1").json()["decisions"]
-        return bool(found) and found[0]["explained"]  # it is recorded a moment after the operation has ended
+        assert found, "a decision is recorded before its operation ends"
+        return bool(found[0]["explained"])
 
     wait_until(is_explained, "it is never explained")
     return found[0]
