@@ -291,7 +291,7 @@ HTTP_LIMITS: Final[dict[str, dict[str, str]]] = {
     "nodestate.serve.event_hub": {
         "RING_EVENTS_COUNT": "events that are kept for clients that connect again",
         "RING_BYTES": "bytes of these events",
-        "QUEUE_EVENTS_COUNT": "events that may wait for one client of the stream",
+        "QUEUE_ENTRIES_COUNT": "calls whose events may wait for one client of the stream",
     },
     "nodestate.serve.event_routes": {"MAX_STREAM_S": "seconds of one stream"},
     "nodestate.serve.limits": {

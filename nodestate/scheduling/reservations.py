@@ -125,17 +125,17 @@ class Reservations:
             may_succeed_later = self._may_succeed_later(reservation)
             session.placer.place(placings)
             failed = next((placing for placing in placings if placing.failure is not None), None)
-            text = "claims of the reservation were lost before all were in place"
+            lost = NoHostFound(reason="claims of the reservation were lost before all were in place")
             if failed is None:
                 try:
                     held = self._claims.keep(placings, reservation, wanted.hold_s, avoid_unsure=True)
                 except StoreUnavailableError as error:
-                    held, text = None, f"no claim can be written: {error}"
+                    held, lost = None, NoHostFound(reason=f"no claim can be written: {error}", is_temporary=True)
                     session.placer.give_back(placings)
                 if held is not None:
                     return held
                 failed = placings[0]
-            reason = failed.failure or NoHostFound(reason=text)
+            reason = failed.failure or lost
             rivals = self._claims.rivals(reservation)
             may_succeed_later = may_succeed_later or self._may_succeed_later(reservation)
             if not may_succeed_later or session.clock.monotonic() >= deadline:

@@ -154,15 +154,21 @@ def _request_document(request: Request) -> RequestDocument:
 class DecisionLog:
     """The last decisions. Belongs to the event loop."""
 
-    def __init__(self, on_decision: Callable[[DecisionEvent], None]) -> None:
+    def __init__(self, on_decisions: Callable[..., None]) -> None:
         self._by_id: OrderedDict[str, Decision] = OrderedDict()
-        self._on_decision = on_decision
+        self._on_decisions = on_decisions  # called with the events of the decisions of one call
 
     def add(self, decisions: Iterable[Decision]) -> None:
         """Add decisions, and forget the oldest."""
-        for one in decisions:
-            self._by_id[one.id] = one
-            self._on_decision(DecisionEvent(one.id, one.basis.at, one.kind, one.instance, one.chosen, one.outcome))
+        new = {one.id: one for one in decisions}
+        self._by_id.update(new)
+        if new:
+            self._on_decisions(
+                *(
+                    DecisionEvent(one.id, one.basis.at, one.kind, one.instance, one.chosen, one.outcome)
+                    for one in new.values()
+                )
+            )
         while len(self._by_id) > MAX_DECISIONS_COUNT:
             self._by_id.popitem(last=False)
 

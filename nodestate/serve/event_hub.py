@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Final, Literal, get_args
 
@@ -26,8 +26,8 @@ TOPICS: Final[tuple[str, ...]] = get_args(Topic)
 RING_EVENTS_COUNT: Final = 2_000
 RING_BYTES: Final = 8_000_000
 """Events that are kept for clients that connect again: at most this many, and this many bytes."""
-QUEUE_EVENTS_COUNT: Final = 200
-"""Events that may wait for one client; a client with more is dropped."""
+QUEUE_ENTRIES_COUNT: Final = 200
+"""Calls of ``EventHub.publish`` whose events may wait for one client; a client with more is dropped."""
 TOKEN_CHECK_S: Final = 1.0
 """Seconds between two looks whether the tokens of the clients are still valid."""
 
@@ -84,20 +84,20 @@ class StreamClient:
     ) -> None:
         self.topics = topics
         """The topics that it follows."""
-        self.queue: asyncio.Queue[StreamEvent | None] = asyncio.Queue(QUEUE_EVENTS_COUNT)
-        """Events to send; None: the stream ends."""
+        self.queue: asyncio.Queue[Sequence[StreamEvent] | None] = asyncio.Queue(QUEUE_ENTRIES_COUNT)
+        """Events to send, those of one call of ``EventHub.publish`` together; None: the stream ends."""
         self.is_permitted = is_permitted
         """Returns False once its token was withdrawn."""
         self._drop = drop
 
-    def follows(self, event: StreamEvent) -> bool:
-        """True if the client receives this event."""
-        return not event.topic or event.topic in self.topics
+    def follows(self, topic: str) -> bool:
+        """True if the client receives the events of a topic; empty: the topic of all clients."""
+        return not topic or topic in self.topics
 
-    def put(self, event: StreamEvent | None) -> bool:
-        """Queue an event, or the end. Returns False if the client was dropped because its queue is full."""
+    def put(self, events: Sequence[StreamEvent] | None) -> bool:
+        """Queue events, or the end. Returns False if the client was dropped because its queue is full."""
         try:
-            self.queue.put_nowait(event)
+            self.queue.put_nowait(events)
         except asyncio.QueueFull:
             self._drop()
             return False
@@ -137,25 +137,30 @@ class EventHub:
         """Return the id of the last event: the position of its view, the service, and its number."""
         return f"{self.position}~{self._run}-{self._sequence}"
 
-    def publish(self, topic: str, document: Any, name: str = "") -> None:
-        """Send an event to all clients that follow a topic.
+    def publish(self, topic: str, *documents: Any, name: str = "") -> None:
+        """Send events to all clients that follow a topic.
+
+        The events are one entry in the queue of a client: a decision about 1,000 instances must not drop the clients
+        that take their events.
 
         Args:
             topic: one of ``TOPICS``; empty: all clients.
-            document: the content, a struct.
-            name: name of the event; empty: that of the topic.
+            documents: the content of each event, a struct.
+            name: name of the events; empty: that of the topic.
         """
-        self._sequence += 1
-        event = StreamEvent(self._sequence, topic, self.event_id(), name or topic, document)
-        self._ring.append(event)
-        self._ring_bytes += len(event.text)
+        events = []
+        for document in documents:
+            self._sequence += 1
+            events.append(StreamEvent(self._sequence, topic, self.event_id(), name or topic, document))
+            self._ring_bytes += len(events[-1].text)
+        self._ring += events
         while len(self._ring) > RING_EVENTS_COUNT or (self._ring_bytes > RING_BYTES and len(self._ring) > 1):
             self._ring_bytes -= len(self._ring.popleft().text)
-        for client in [client for client in self.clients if client.follows(event)]:
-            if not client.put(event):
+        for client in [client for client in self.clients if client.follows(topic)]:
+            if not client.put(events):
                 self.clients.discard(client)
                 self.dropped += 1
-                _log.info("client dropped: it does not take its events", queued=QUEUE_EVENTS_COUNT)
+                _log.info("client dropped: it does not take its events", queued=QUEUE_ENTRIES_COUNT)
 
     def events_after(self, sequence: int) -> Iterator[StreamEvent] | None:
         """Return the events after a number; None if some of them are no longer kept."""

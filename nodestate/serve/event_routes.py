@@ -72,7 +72,7 @@ async def get_events(call: ApiCall[EventsParameters]) -> ApiResponse:
     except BaseException:
         hub.clients.discard(client)
         raise
-    first = [event for event in first if client.follows(event)]
+    first = [event for event in first if client.follows(event.topic)]
     while not client.queue.empty():  # they are in ``first``
         client.queue.get_nowait()
     if client not in hub.clients:  # its stream was ended meanwhile
@@ -119,19 +119,19 @@ class EventStream(Response):
         while time.monotonic() < ends_at:
             try:
                 async with asyncio.timeout(KEEP_ALIVE_S):  # wait_for may lose a cancellation in Python 3.11
-                    event = await queue.get()
+                    events = await queue.get()
             except TimeoutError:
                 await _send_piece(send, self._comment(b":\n\n"))
                 continue
-            pieces = []
-            while event is not None:
-                pieces.append(self._piece(event))
+            pieces: list[bytes] = []
+            while events is not None:
+                pieces += map(self._piece, events)
                 if queue.empty():
                     break
-                event = queue.get_nowait()
+                events = queue.get_nowait()
             if pieces:
                 await _send_piece(send, b"".join(pieces))
-            if event is None:
+            if events is None:
                 break
         end = GZIP_LAST_BLOCK + struct.pack("<LL", self._crc, self._size & 0xFFFFFFFF) if self._gzip else b""
         await send({"type": "http.response.body", "body": end, "more_body": False})

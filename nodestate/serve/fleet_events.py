@@ -78,7 +78,7 @@ class FleetEvents:
             if renumbered:
                 self._hub.forget()
                 self._picture = None
-                self._hub.publish("", ResetEvent("renumbered"), "reset")
+                self._hub.publish("", ResetEvent("renumbered"), name="reset")
             if changes is not None:
                 changes = self._board.picture()
         if changes is not None:

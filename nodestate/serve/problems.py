@@ -149,7 +149,9 @@ def bad_request(field: str, detail: str) -> ProblemError:
 
 
 def no_host(instance: str, why: NoHostFound) -> ProblemError:
-    """Return the error for an instance that got no node."""
+    """Return the error for an instance that got no node: ``overloaded`` if the claim servers are the cause."""
+    if why.is_temporary:
+        return problem("overloaded", printable(f"{instance}: {why}"))
     of_type = PROBLEM_TYPES["no-host"]
     detail = printable(f"{instance}: {why}")
     filters = filter_counts(why.remaining)

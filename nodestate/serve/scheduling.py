@@ -36,7 +36,7 @@ class Scheduling:
         # The connection to the agents; it connects at the first order. None if the opener brings its own.
         self._courier = KombuCourier(config) if open_scheduler is None else None
         self._config = config
-        self.decisions = DecisionLog(lambda event: hub.publish("decisions", event))
+        self.decisions = DecisionLog(partial(hub.publish, "decisions"))
         """The last decisions."""
         self.recorder = DecisionRecorder(self._publish)
         """Records decisions; belongs to the scheduler's thread."""

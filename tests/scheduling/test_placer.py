@@ -248,6 +248,8 @@ def test_failure_tells_that_no_server_answers() -> None:
     [one] = parties.parties
     parties.servers[0].stop()
     [placing] = one.place(asked(1))
+    assert placing.failure is not None
+    assert placing.failure.is_temporary
     assert str(placing.failure).startswith("no claim can be written: store m0 does not answer")
 
 

@@ -74,6 +74,8 @@ class DecidingCell:
     ) -> None:
         self.cell = SchedulingCell(states or {f"n{number}": state() for number in range(3)}, state_dir=state_dir)
         self.cell.wait_until_complete()
+        self.claim_servers = self.cell.servers
+        """The servers of the claim records."""
         self.courier = DrivingCourier(self.cell)
         self.running = RunningService(self.cell.config, self.open_reader, self.open_scheduler, **options)
 
@@ -94,7 +96,7 @@ class DecidingCell:
             name="served",
             seed=1,
             reader=self.open_reader(),
-            claims=[MemoryStore(server) for server in self.cell.servers],
+            claims=[MemoryStore(server) for server in self.claim_servers],
             courier=self.courier,
             clock=self.cell.clock,
             policies=own(),

@@ -15,6 +15,7 @@ from harness.waiting import wait_until
 from nodestate.scheduling import parse
 from nodestate.serve.app import ROUTES
 from nodestate.serve.decision_recorder import DecisionRecorder
+from nodestate.testing import MemoryServer
 from tests.serve.deciding_cell import VCPU, DecidingCell, state, wanted
 
 
@@ -237,6 +238,19 @@ def explained(deciding: DecidingCell, instance: str) -> Any:
 
     wait_until(is_explained, "it is never explained")
     return found[0]
+
+
+def test_a_claim_that_no_server_takes_is_503_and_not_a_lack_of_nodes() -> None:
+    """A client takes ``no-host`` for a full fleet. The views come from other servers, so they are fresh."""
+    deciding = DecidingCell()
+    deciding.claim_servers = [MemoryServer()]
+    with deciding:
+        assert deciding.post("/v1/claims", wanted("a")).status_code == 200
+        deciding.claim_servers[0].stop()
+        for path, body in (("/v1/claims", wanted("b")), ("/v1/reservations", MEMBERS)):
+            answer = deciding.post(path, body)
+            assert (answer.status_code, answer.json()["type"]) == (503, "overloaded"), (path, answer.text)
+            assert answer.headers["retry-after"]
 
 
 def test_a_decision_about_a_boot_tells_how_the_nodes_ranked_before_its_claim() -> None:

@@ -20,7 +20,7 @@ from nodestate.model import NodeRecord
 from nodestate.model.record import columns_of
 from nodestate.model.state import Inventory
 from nodestate.serve import event_hub, event_routes, fleet_events
-from nodestate.serve.event_hub import EventHub, StreamEvent
+from nodestate.serve.event_hub import EventHub, StreamClient, StreamEvent
 from nodestate.serve.limits import Limits
 from nodestate.serve.node_board import NodeBoard, NodesEvent
 from tests.machines.simulated_cell import SimulatedCell
@@ -175,6 +175,22 @@ def test_a_number_of_a_node_stays_its_own_until_all_are_given_again() -> None:
     assert board.picture().names == ["", "", "a", "c"]
     assert board.apply([node("unknown", gone=True)]) is None
     assert not board.is_sparse
+
+
+def test_a_call_with_more_events_than_a_queue_holds_drops_no_client() -> None:
+    """Regression: a selection for 1,000 instances dropped each client that followed decisions."""
+    dropped: list[str] = []
+    hub = EventHub()
+    client = StreamClient(frozenset({"nodes"}), lambda: dropped.append("client"))
+    hub.clients.add(client)
+    hub.publish("nodes", *(NodesEvent(names=[str(number)]) for number in range(event_hub.QUEUE_ENTRIES_COUNT + 1)))
+    assert (dropped, hub.clients) == ([], {client})
+    events = client.queue.get_nowait()
+    assert events is not None
+    assert [event.sequence for event in events] == [*range(1, event_hub.QUEUE_ENTRIES_COUNT + 2)]
+    for _ in range(event_hub.QUEUE_ENTRIES_COUNT + 1):
+        hub.publish("nodes", NodesEvent())
+    assert (dropped, hub.clients) == (["client"], set())
 
 
 def test_events_that_are_no_longer_kept_cannot_be_resumed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,7 +128,7 @@ class NodeChooser:
         remaining = self._selector.remaining(placing.request, exclude)
         unsure = self._why_unsure(node) if placing.avoid_unsure and self._unsure_rows() else ""
         if unsure and not remaining[0].nodes:
-            return NoHostFound(remaining, unsure)
+            return NoHostFound(remaining, unsure, is_temporary=True)
         unknown = "" if node else self._selector.unknown(placing.request)
         lacks = self._selector.lacks(placing.request, exclude)
         found = NoHostFound(remaining, unknown, node, lacks, known=len(self._fleet))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from nodestate.errors import BadRequestError, NodestateError
+from nodestate.errors import BadRequestError, NodestateError, StoreUnavailableError
 from nodestate.ports import Clock, WriteStatus
 from nodestate.ports.ids import IdSource
 from nodestate.scheduling import order_ids
@@ -191,7 +191,7 @@ class Placer:
             self._place_each(placings)
             failed = next((placing.failure for placing in placings if placing.failure is not None), None)
             if failed is not None:
-                reason = reason or NoHostFound(failed.remaining, f"{whole}: {failed}")
+                reason = reason or NoHostFound(failed.remaining, f"{whole}: {failed}", is_temporary=failed.is_temporary)
                 self.give_back(placings)
             for placing in placings:
                 placing.restrict_to(None)
@@ -201,7 +201,7 @@ class Placer:
             with self._fleet.excluding(self._chooser.exclusions(placings[0])):
                 together = joint_request([placing.request for placing in placings])
                 why = self._chooser.no_node(dataclasses.replace(placings[0], request=together))
-            reason = NoHostFound(why.remaining, f"{whole}: {why}")
+            reason = NoHostFound(why.remaining, f"{whole}: {why}", is_temporary=why.is_temporary)
         return reason
 
     def _read_next_best(self, beaten: Iterable[Placing]) -> None:
@@ -350,4 +350,5 @@ class Placer:
         home = home_of(self._fleet.names[row])
         placing.avoid(row for row, name in enumerate(self._fleet.names) if home_of(name) == home)
         if len(placing.avoided_rows) >= len(self._fleet):
-            placing.fail(NoHostFound(reason=f"no claim can be written: {error}"))
+            is_temporary = isinstance(error, StoreUnavailableError)
+            placing.fail(NoHostFound(reason=f"no claim can be written: {error}", is_temporary=is_temporary))

@@ -24,6 +24,8 @@ class NoHostFound:
     """The only node that the instance was allowed to go to; empty if it was not restricted to one node."""
     lacks: tuple[Lack, ...] = ()
     """The resource classes that no node had enough of; filled only if no node passed the filter ``resources``."""
+    is_temporary: bool = False
+    """True if the claim servers are the cause: they do not answer, or may have lost claims. Try again later."""
     known: int = 0
     """How many nodes the fleet had, with the excluded ones, which ``remaining`` does not count; 0 if not counted."""
 
