@@ -54,7 +54,7 @@ def load_point(point: EntryPoint) -> Any:
     """Import the object that an entry point names. Raises ``ConfigError``, whatever the import raises."""
     try:
         return point.load()
-    except Exception as error:
+    except Exception as error:  # code of another package may raise anything
         raise ConfigError(
             f"entry point {point.name!r} of {point.group} ({point.value}) can't be loaded: {error}; "
             "mend or uninstall its package"

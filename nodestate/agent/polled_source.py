@@ -54,7 +54,7 @@ class PolledSource:
                 yield self._checked(reading)
         except SourceUnavailableError:
             raise
-        except Exception as error:
+        except Exception as error:  # code of another package may raise anything
             raise SourceUnavailableError(self.source.name, f"its code failed: {error!r}") from error
 
     def _checked(self, reading: object) -> Reading:

@@ -33,7 +33,7 @@ from nodestate.scheduling import (
     NodeDrain,
     NodeOrderResult,
     NodeOrders,
-    drain,
+    draining,
     forget_node,
     node_details,
 )
@@ -224,7 +224,7 @@ def drain_command(
     """
     with open_scheduler(run, boots=True, max_age=max_age, node_max_age=node_max_age) as scheduler:
         with _drain_progress(run) as on_progress:
-            results = drain(
+            operation = draining(
                 scheduler.session,
                 scheduler.migrations,
                 _distinct(nodes),
@@ -235,6 +235,7 @@ def drain_command(
                 max_parallel=max_parallel,
                 on_progress=on_progress,
             )
+            results = scheduler.session.complete(operation)
         wait_until_shown(run, scheduler, [outcome for one in results for outcome in one.moved])
     if run.as_json:
         run.print_json({"nodes": [_drain_json(one) for one in results]})

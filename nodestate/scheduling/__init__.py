@@ -22,7 +22,7 @@ allocation.
 
 from nodestate.scheduling.capacity import CapacityPart, ClassCapacity, FleetCapacity, RequestFit, capacity_of, fit_of
 from nodestate.scheduling.claims import NoHostFound, Placing
-from nodestate.scheduling.drain import LeftInstance, NodeDrain, drain, draining
+from nodestate.scheduling.drain import LeftInstance, NodeDrain, draining
 from nodestate.scheduling.fleet import Flags, Fleet, RowIndex, Scores
 from nodestate.scheduling.migrations import Migrations
 from nodestate.scheduling.node_details import NodeDetails, node_details
@@ -104,7 +104,6 @@ __all__ = [  # noqa: RUF022  grouped by task, not sorted by name
     "forget_node",
     "NodeAliveError",
     "NotForgottenError",
-    "drain",
     "draining",
     "NodeDrain",
     "LeftInstance",

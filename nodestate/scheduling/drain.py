@@ -59,7 +59,7 @@ batch.
 """
 
 
-def drain(
+def draining(
     session: Session,
     migrations: Migrations,
     nodes: Sequence[str],
@@ -70,8 +70,10 @@ def drain(
     deadline_s: float = 600.0,
     max_parallel: int = 10,
     on_progress: OnProgress = lambda _drains: None,
-) -> list[NodeDrain]:
+) -> Operation[list[NodeDrain]]:
     """Cordon nodes, and move all their instances to other nodes. The nodes stay cordoned.
+
+    An operation: other work of the scheduler can go on between its steps, and ``session.complete`` runs it alone.
 
     Args:
         session: The parts of the scheduler that moves the instances. The scheduler needs a courier.
@@ -92,34 +94,6 @@ def drain(
         NotFoundError: If a node is unknown. All nodes may be cordoned.
         StaleViewError: If no view is fresh enough. All nodes are cordoned.
     """
-    return session.complete(
-        draining(
-            session,
-            migrations,
-            nodes,
-            by=by,
-            reason=reason,
-            timeout_s=timeout_s,
-            deadline_s=deadline_s,
-            max_parallel=max_parallel,
-            on_progress=on_progress,
-        )
-    )
-
-
-def draining(
-    session: Session,
-    migrations: Migrations,
-    nodes: Sequence[str],
-    *,
-    by: str,
-    reason: str = "",
-    timeout_s: float = 10.0,
-    deadline_s: float = 600.0,
-    max_parallel: int = 10,
-    on_progress: OnProgress = lambda _drains: None,
-) -> Operation[list[NodeDrain]]:
-    """Drain nodes as ``drain`` does, as an operation that other work of the scheduler can interleave."""
     if max_parallel < 1:
         raise BadRequestError("max_parallel", f"{max_parallel}; want at least 1")
     clock = session.clock

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from pathlib import Path
-from threading import Event, Thread
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
 
 import pytest
 
@@ -16,6 +15,7 @@ from nodestate.broker import KombuCourier
 from nodestate.designs.reader import Reader
 from nodestate.errors import NodestateError
 from nodestate.scheduling import Booted, NodeOrders, Scheduler, parse
+from tests.faults.boot_load import BootLoad
 from tests.faults.test_scheduling import ChildProcesses, name_of, processes, scheduling_cell
 
 pytestmark = [pytest.mark.service, pytest.mark.thorough]
@@ -23,60 +23,41 @@ pytestmark = [pytest.mark.service, pytest.mark.thorough]
 __all__ = ["processes", "scheduling_cell"]  # fixtures
 SCHEDULERS_COUNT = 4
 CORDONED = [name_of(host, number) for host in range(2) for number in (0, 1)]
-BOOTS_COUNT = 25
-"""Instances that are booted between two faults."""
 
 
-class Load:
-    """Schedulers in threads that boot and terminate instances until the test ends them."""
+def booting(scheduler: Scheduler, load: BootLoad, count: int) -> None:
+    """Boot an instance and terminate it."""
+    instance = f"{scheduler.name}-{count}"
+    request = parse({"instances": [instance], "resources": {"VCPU": 1, "MEMORY_MB": 512}})
+    try:
+        [outcome] = scheduler.boot(request, timeout_s=10.0)
+        if isinstance(outcome, Booted):
+            load.nodes.append(outcome.node)
+            scheduler.terminations.terminate([(outcome.node, instance)])
+    except (NodestateError, TimeoutError):
+        load.pause()
 
-    def __init__(self, cell: Cell) -> None:
-        self.nodes: list[str] = []
-        """The nodes of all instances that were booted."""
-        self._stop = Event()
-        self._threads = [Thread(target=self._run, args=(cell, number)) for number in range(SCHEDULERS_COUNT)]
 
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for_more(self) -> None:
-        before = len(self.nodes)
-        wait_until(lambda: len(self.nodes) >= before + BOOTS_COUNT, "the schedulers boot no more instances")
-
-    def _run(self, cell: Cell, number: int) -> None:
-        courier = KombuCourier(cell.config)
-        with Scheduler(cell.config, name=f"s{number}", seed=number, courier=courier) as scheduler:
-            for count in itertools.count():
-                if self._stop.is_set():
-                    break
-                instance = f"s{number}-{count}"
-                try:
-                    [outcome] = scheduler.boot(
-                        parse({"instances": [instance], "resources": {"VCPU": 1, "MEMORY_MB": 512}}), timeout_s=10.0
-                    )
-                    if isinstance(outcome, Booted):
-                        self.nodes.append(outcome.node)
-                        scheduler.terminations.terminate([(outcome.node, instance)])
-                except (NodestateError, TimeoutError):
-                    self._stop.wait(0.1)
-        courier.close()
+@pytest.fixture
+def load(scheduling_cell: Cell, processes: ChildProcesses) -> Iterator[BootLoad]:
+    """Four schedulers that boot and terminate instances."""
+    del processes  # they must be there first
+    with ExitStack() as stack:
+        schedulers = []
+        for number in range(SCHEDULERS_COUNT):
+            courier = stack.enter_context(closing(KombuCourier(scheduling_cell.config)))
+            made = Scheduler(scheduling_cell.config, name=f"s{number}", seed=number, courier=courier)
+            schedulers.append(stack.enter_context(made))
+        yield BootLoad([partial(booting, scheduler) for scheduler in schedulers])
 
 
 def test_a_cordoned_node_gets_nothing_from_four_schedulers_while_all_is_restarted(
     scheduling_cell: Cell,
     processes: ChildProcesses,
     memcached: MemcachedServer,
-    tmp_path: Path,
+    load: BootLoad,
 ) -> None:
-    del tmp_path
     cell = scheduling_cell
-    load = Load(cell)
     load.start()
     courier = KombuCourier(cell.config)
     orders = NodeOrders(courier)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
-from threading import Event, Thread
+from functools import partial
 from typing import Any
 
 import httpx
@@ -13,6 +12,7 @@ import pytest
 
 from harness.cell import Cell
 from harness.waiting import wait_until
+from tests.faults.boot_load import BootLoad
 from tests.faults.test_boots_by_http import allocations, boot, done
 from tests.faults.test_scheduling import NAMES, VCPU, ChildProcesses, name_of, processes, scheduling_cell
 from tests.serve.running_service import RunningService
@@ -21,47 +21,20 @@ pytestmark = [pytest.mark.service, pytest.mark.thorough]
 
 __all__ = ["processes", "scheduling_cell"]  # fixtures
 SERVICES_COUNT = 4
-BOOTS_COUNT = 50
-"""Instances that are booted between two steps of the test."""
 CORDONED = [name_of(host, number) for host in range(2) for number in range(3)]
 
 
-class HttpLoad:
-    """One client for each service, which boots and terminates instances until the test ends it."""
-
-    def __init__(self, services: list[RunningService]) -> None:
-        self.nodes: list[str] = []
-        """The nodes of all instances that were booted."""
-        self._stop = Event()
-        self._threads = [Thread(target=self._run, args=(one, number)) for number, one in enumerate(services)]
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for_more(self) -> None:
-        """Wait until each boot that was under way has ended, and more were booted."""
-        before = len(self.nodes)
-        wait_until(lambda: len(self.nodes) >= before + BOOTS_COUNT, "the services boot no more instances")
-
-    def _run(self, running: RunningService, number: int) -> None:
-        for count in itertools.count():
-            if self._stop.is_set():
-                return
-            names = [f"l{number}-{count}-{one}" for one in range(5)]
-            body = {"requests": [{"instances": names, "resources": {"VCPU": 1, "MEMORY_MB": 1}}]}
-            try:
-                booted = boot(running, body, f"l{number}-{count}")
-                self.nodes += [one["node"] for one in booted["instances"] if one["state"] == "booted"]
-                for name in names:
-                    running.client.post(f"/v1/instances/{name}/terminate", json={})
-            except httpx.HTTPError:
-                self._stop.wait(0.1)
+def booting(running: RunningService, number: int, load: BootLoad, count: int) -> None:
+    """Boot some instances by one service, and terminate them."""
+    names = [f"l{number}-{count}-{one}" for one in range(5)]
+    body = {"requests": [{"instances": names, "resources": {"VCPU": 1, "MEMORY_MB": 1}}]}
+    try:
+        booted = boot(running, body, f"l{number}-{count}")
+        load.nodes += [one["node"] for one in booted["instances"] if one["state"] == "booted"]
+        for name in names:
+            running.client.post(f"/v1/instances/{name}/terminate", json={})
+    except httpx.HTTPError:
+        load.pause()
 
 
 @pytest.fixture
@@ -79,7 +52,7 @@ def services(scheduling_cell: Cell, processes: ChildProcesses) -> Iterator[list[
 def test_a_cordoned_node_gets_nothing_from_four_services_under_load_until_it_is_uncordoned(
     services: list[RunningService],
 ) -> None:
-    load = HttpLoad(services)
+    load = BootLoad([partial(booting, one, number) for number, one in enumerate(services)])
     load.start()
     try:
         load.wait_for_more()

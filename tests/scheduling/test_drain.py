@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nodestate.errors import BadRequestError
-from nodestate.scheduling import NodeDrain, drain
+from nodestate.scheduling import NodeDrain, draining
 from tests.machines.scheduling_cell import SchedulingCell
 from tests.scheduling.cells import boot, cell_of
 
@@ -17,7 +17,8 @@ PINNED = {"force_nodes": ["n0"]}
 
 def drained(cell: SchedulingCell, *nodes: str, **more: Any) -> list[NodeDrain]:
     scheduler = cell.processes[0].scheduler
-    return drain(scheduler.session, scheduler.migrations, nodes or ["n0"], by="ann", **more)
+    operation = draining(scheduler.session, scheduler.migrations, nodes or ["n0"], by="ann", **more)
+    return scheduler.session.complete(operation)
 
 
 @pytest.mark.parametrize("max_parallel", [1, 2, 10])

@@ -34,7 +34,7 @@ LOG: Final = logging.getLogger(__name__)
 options.register(CONF)
 
 
-class NodestateHostManager(host_manager.HostManager):  # type: ignore[misc]
+class NodestateHostManager(host_manager.HostManager):  # type: ignore[misc]  # Nova has no types
     """A host manager whose host states come from nodestate, the database, or both for comparison (``options``).
 
     nodestate --the views may not decide--> database, with a warning --they may again--> nodestate, with a message
@@ -146,7 +146,7 @@ class NodestateHostManager(host_manager.HostManager):  # type: ignore[misc]
                 LOG.warning("nodestate can not be compared with the database: %s", ours)
             else:
                 self._note_differences(ours, theirs)
-        except Exception:
+        except Exception:  # Nova must get its host states, whatever is wrong with the comparison
             self.counters["comparison_failed"] += 1
             LOG.exception("the comparison of nodestate with the database failed")
         return iter(theirs)

@@ -75,14 +75,14 @@ class ComputeRow:
         return hasattr(self, name)
 
 
-class ServiceFields(host_manager.ReadOnlyDict):  # type: ignore[misc]
+class ServiceFields(host_manager.ReadOnlyDict):  # type: ignore[misc]  # Nova has no types
     """The fields of a service. Unlike its base, it keeps the dict that it is given."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         self.data = fields
 
 
-class NodestateHostState(host_manager.HostState):  # type: ignore[misc]
+class NodestateHostState(host_manager.HostState):  # type: ignore[misc]  # Nova has no types
     """A host state that decodes expensive parts when they are needed, and copies them before it changes them."""
 
     # The texts of the columns; None if they are null. The pristine state has them, and each copy the same.

@@ -29,7 +29,7 @@ def install() -> None:
     """Let Nova's scheduler make a ``NodestateHostManager``."""
     from nova.scheduler import host_manager  # noqa: PLC0415 - Nova is there only when this is called
 
-    from nodestate.integrations.nova.host_manager import NodestateHostManager  # noqa: PLC0415
+    from nodestate.integrations.nova.host_manager import NodestateHostManager  # noqa: PLC0415 - it imports Nova
 
     host_manager.HostManager = NodestateHostManager
 
@@ -44,7 +44,7 @@ def filters() -> list[type]:
     """
     from nova.scheduler import host_manager  # noqa: PLC0415 - Nova is there only when this is called
 
-    from nodestate.integrations.nova.host_manager import NodestateHostManager  # noqa: PLC0415
+    from nodestate.integrations.nova.host_manager import NodestateHostManager  # noqa: PLC0415 - it imports Nova
 
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - Nova passes no argument
     while frame is not None:

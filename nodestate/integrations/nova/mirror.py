@@ -11,7 +11,6 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -42,9 +41,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"nodestate-nova-mirror: {error}: install nodestate into the Python environment of Nova")
     monkey_patch.patch(backend="threading")
-    from nova import config, objects  # noqa: PLC0415
-    from nova import context as nova_context  # noqa: PLC0415
-    from nova.conf import CONF  # noqa: PLC0415
+    from nova import config, objects  # noqa: PLC0415 - after the patch
+    from nova import context as nova_context  # noqa: PLC0415 - after the patch
+    from nova.conf import CONF  # noqa: PLC0415 - after the patch
 
     from nodestate.integrations.nova import options  # noqa: PLC0415 - needs oslo.config
 
@@ -110,7 +109,7 @@ class CellMirror:
         mask_secrets_of(config)
         self._config = config
         self._source = source
-        self._stopping = False
+        self._stopping = threading.Event()
         self._failed = False
         self._sink = KombuSink(config)
         try:
@@ -128,15 +127,14 @@ class CellMirror:
 
     def stop(self) -> bool:
         """End the thread, after the broker has confirmed the newest states. Returns True if the thread had failed."""
-        self._stopping = True
+        self._stopping.set()
         self._thread.join()
         return self._failed
 
     def _run(self) -> None:
-        stopping: Callable[[], bool] = lambda: self._stopping  # noqa: E731
         try:
             try:
-                self._agent.run(stopping)
+                self._agent.run(self._stopping.is_set)
             finally:
                 self._agent.close()
                 self._sink.close()
