@@ -85,7 +85,7 @@ class StreamClient:
         self.topics = topics
         """The topics that it follows."""
         self.queue: asyncio.Queue[Sequence[StreamEvent] | None] = asyncio.Queue(QUEUE_ENTRIES_COUNT)
-        """Events to send, those of one call of ``EventHub.publish`` together; None: the stream ends."""
+        """Events to send: all events of one call of ``EventHub.publish`` are one entry. None: the stream ends."""
         self.is_permitted = is_permitted
         """Returns False once its token was withdrawn."""
         self._drop = drop
